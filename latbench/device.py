@@ -1,0 +1,129 @@
+"""The Device contract: what campaigns need of anything that can measure Ops.
+
+A device takes :class:`Job` s and streams :class:`~latbench.visit.Visit` s back in the order in which they were taken,
+control Visits in between. Failure of one subject is a Visit that says so, and the stream goes on; only the loss of the
+device itself raises (:class:`~latbench.errors.DeviceError`). Drivers are found by entry point, never imported here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from latbench.network import Network
+from latbench.op import Op
+from latbench.protocol import Protocol
+from latbench.setting import Setting
+from latbench.visit import Measurement, Visit
+
+if TYPE_CHECKING:
+    from latbench.profile import Profile
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Visit to take. ``slot`` names the plan slot and comes back in the Visit; it is unique within a stream."""
+
+    slot: str
+    subject: Op | Network
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing that the runtime runs in one go, inside a given network.
+
+    ``op`` is its Op of level "unit" (layout conversions are units too), ``nodes`` the network's nodes that it covers,
+    ``outputs`` the network's tensors that it makes, ``name`` the runtime's own name for it and ``provider`` where it
+    runs.
+    """
+
+    op: Op
+    nodes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    name: str
+    provider: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``latbench check``: ``state`` is ok, warning, problem or unknown; ``advice`` what to do about it."""
+
+    what: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Who a device is: a stable ``identity``, hardware facts, and a snapshot of its environment."""
+
+    identity: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+class Device(ABC):
+    """A device that measures. Use it as a context manager; every method but ``__init__`` needs it open.
+
+    State trace: ``open`` → any number of ``describe``, ``units``, ``visits`` (one stream at a time) → ``close``. ``open``
+    and ``close`` may be called twice.
+    """
+
+    profile: Profile
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and start what is needed. Raises :class:`TransportError`, :class:`NotInstalledError`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every process that was started and remove what was put on the device."""
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """Identity, hardware facts and environment."""
+
+    @property
+    @abstractmethod
+    def setting(self) -> Setting:
+        """The Setting that all Visits of this device belong to."""
+
+    @abstractmethod
+    def visits(self, jobs: Sequence[Job], protocol: Protocol) -> Iterator[Visit]:
+        """Take one Visit for each job, in order, in one fresh measuring process, and stream them.
+
+        Control Visits come in between, as ``protocol.control_share`` allows. Closing the iterator ends the process.
+        Raises :class:`DeviceDiedError`, :class:`DeviceTimeoutError`, :class:`TransportError` when the device is lost;
+        whatever was yielded before stays valid, and the caller may ask again for the rest.
+        """
+
+    @abstractmethod
+    def units(self, net: Network) -> list[Unit]:
+        """What this Setting's runtime really runs for ``net``, in execution order."""
+
+    @abstractmethod
+    def prepare(self, subjects: Iterable[Op | Network]) -> None:
+        """Build and cache the artefacts of subjects ahead of time, so that :meth:`visits` never waits for them."""
+
+    def checks(self) -> list[Check]:
+        """Is it fit to measure? Devices that know nothing about themselves return nothing."""
+        return []
+
+    def measure(self, subject: Network | Op, protocol: Protocol | None = None) -> Measurement:
+        """Measure one subject now, adding Visits until the protocol is satisfied, without a store."""
+        from latbench.measure import measure
+
+        return measure(self, subject, protocol or self.profile.protocol)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,145 @@
+"""Every error that latbench raises on purpose, as one tree.
+
+::
+
+    LatbenchError
+    ├── ConfigError             a profile, plan or option is wrong: names the file and the dotted key
+    │   └── NotInstalledError   an extra or runtime is missing: names the command that installs it
+    ├── ModelError              a network cannot be read or built: names the file and the node
+    │   ├── DynamicShapeError   an input dimension is not a number
+    │   ├── UnsupportedOpError  a layer that a builder, runtime or chip does not have: layer and rule
+    │   └── ArchitectureError   a tuple that is not an architecture of the space
+    ├── NotAdditiveError        the space's cost is not a sum over positions
+    ├── DeviceError             the device did not do what was asked
+    │   ├── TransportError      it could not be reached, or the connection broke
+    │   ├── DeviceTimeoutError  it did not answer in time
+    │   ├── DeviceDiedError     its process ended before its work did
+    │   ├── ProtocolError       it answered something that is not a measurement
+    │   └── DeviceBusyError     another campaign holds it: names the holder
+    ├── StoreError              the store cannot be opened, migrated or written
+    ├── PredictorError          a latency model cannot be fitted, loaded or asked
+    │   ├── UnknownOpError      the Op was never measured: names it and the nearest known ones
+    │   ├── SettingMismatchError  the table or predictor is for another device or setting
+    │   ├── NotEnoughDataError  too few measurements: names the command that takes them
+    │   └── FileFormatError     a saved predictor or result is truncated, tampered with or too new
+    └── SearchError             a problem, searcher or result is unusable
+        └── InfeasibleError     no architecture keeps the limits: names the cheapest one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LatbenchError(Exception):
+    """Base of all errors that latbench raises on purpose."""
+
+
+class ConfigError(LatbenchError):
+    """A profile, plan or option is wrong; the text names the file and the dotted key."""
+
+
+class NotInstalledError(ConfigError):
+    """A library or runtime is missing.
+
+    ``what`` is its name, ``install`` the command that provides it.
+    """
+
+    def __init__(self, what: str, install: str, why: str = "") -> None:
+        self.what, self.install = what, install
+        super().__init__(f"{what} is not installed{f' ({why})' if why else ''}: run `{install}`")
+
+
+class ModelError(LatbenchError):
+    """A network cannot be read or built; the text names the file and the node."""
+
+
+class DynamicShapeError(ModelError):
+    """An input of the model has a dimension that is not a number."""
+
+
+class UnsupportedOpError(ModelError):
+    """A layer that the builder, runtime or chip does not have.
+
+    ``layer`` is the node's name, ``rule`` the rule that it breaks.
+    """
+
+    def __init__(self, layer: str, rule: str) -> None:
+        self.layer, self.rule = layer, rule
+        super().__init__(f"layer {layer!r} is unsupported: {rule}")
+
+
+class ArchitectureError(ModelError):
+    """A tuple that is not an architecture of the space."""
+
+
+class NotAdditiveError(LatbenchError):
+    """The cost of this space is not a sum over its positions, so it has no cost matrix."""
+
+
+class DeviceError(LatbenchError):
+    """The device did not do what was asked."""
+
+
+class TransportError(DeviceError):
+    """The device could not be reached, or the connection broke."""
+
+
+class DeviceTimeoutError(DeviceError):
+    """The device did not answer in time."""
+
+
+class DeviceDiedError(DeviceError):
+    """The measuring process on the device ended before its work did."""
+
+
+class ProtocolError(DeviceError):
+    """The device answered something that is not a measurement (NaN, negative, empty, not JSON)."""
+
+
+class DeviceBusyError(DeviceError):
+    """Another campaign holds the device; ``holder`` says who."""
+
+    def __init__(self, identity: str, holder: str) -> None:
+        self.identity, self.holder = identity, holder
+        super().__init__(f"device {identity} is being measured by {holder}; wait for it, or stop it")
+
+
+class StoreError(LatbenchError):
+    """The store cannot be opened, migrated or written."""
+
+
+class PredictorError(LatbenchError):
+    """A latency model cannot be fitted, loaded or asked."""
+
+
+class UnknownOpError(PredictorError):
+    """An Op that the model has never seen.
+
+    ``key`` is the Op's key, ``nearest`` the keys of the most similar known Ops.
+    """
+
+    def __init__(self, key: str, nearest: Sequence[str] = (), remedy: str = "") -> None:
+        self.key, self.nearest = key, tuple(nearest)
+        known = "".join(f"\n  nearest known: {k}" for k in self.nearest)
+        super().__init__(f"unknown Op {key}{known}{f'{chr(10)}  {remedy}' if remedy else ''}")
+
+
+class SettingMismatchError(PredictorError):
+    """A table, predictor or Visit belongs to another Setting than the one asked for."""
+
+
+class NotEnoughDataError(PredictorError):
+    """Too few measurements to answer; the text names the command that takes them."""
+
+
+class FileFormatError(PredictorError):
+    """A saved predictor or result is truncated, tampered with or of a newer version."""
+
+
+class SearchError(LatbenchError):
+    """A problem, searcher or result is unusable."""
+
+
+class InfeasibleError(SearchError):
+    """No architecture keeps the limits; the text names the cheapest one found."""

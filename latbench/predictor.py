@@ -1,0 +1,78 @@
+"""The contract of latency models: tables and predictors answer the same calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.network import Network
+from latbench.setting import Setting
+from latbench.visit import ArchEstimates, Estimate
+
+if TYPE_CHECKING:
+    import torch
+
+    from latbench.card import Card
+    from latbench.space import SearchSpace
+
+
+class Predictor(ABC):
+    """A latency model within one Setting.
+
+    ``name`` is the entry point's name ("table", "kernels", …). A predictor is immutable once fitted. It never adds
+    0 ms for an Op that it does not know: it raises :class:`~latbench.errors.UnknownOpError` or flags the estimate.
+    """
+
+    name: str
+    card: Card
+
+    @property
+    def setting(self) -> Setting:
+        """The Setting whose numbers it predicts."""
+        return self.card.setting
+
+    @abstractmethod
+    def predict(self, net: Network, *, level: float = 0.9) -> Estimate:
+        """Metrics of a network with intervals at ``level`` and a breakdown.
+
+        Raises :class:`UnknownOpError`, :class:`UnsupportedOpError`.
+        """
+
+    @abstractmethod
+    def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
+        """Latencies of many architectures, ``archs`` an (n, positions) integer array; milliseconds."""
+
+    @abstractmethod
+    def op_costs(self, keys: list[str]) -> npt.NDArray[np.float64]:
+        """Latency contribution of each Op key, milliseconds, overhead and calibration's scale included per Op.
+
+        NaN where the Op is unsupported on the device. Raises :class:`UnknownOpError`.
+        """
+
+    @property
+    @abstractmethod
+    def overhead_ms(self) -> float:
+        """Constant per network, milliseconds: what is added to the sum over Ops."""
+
+    def expected_latency(self, space: SearchSpace, probs: Any) -> torch.Tensor:
+        """Expected latency in milliseconds under independent choice probabilities, differentiable in torch.
+
+        ``probs`` is a (positions, choices) tensor, or one tensor of probabilities per position where their counts
+        differ. Exact where the space is additive, else an unbiased sampled estimate.
+        """
+        from latbench.expected import expected_latency
+
+        return expected_latency(self, space, probs)
+
+    @abstractmethod
+    def save(self, path: str | Path) -> Path:
+        """Write a folder with ``card.json`` and data (npz, JSON, UBJ; never a pickle)."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote. Raises :class:`FileFormatError`."""

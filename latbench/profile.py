@@ -1,0 +1,102 @@
+"""Device profiles: one TOML file that says what a device is, how to reach it and what runs there.
+
+A profile names a transport and a runtime by entry point. The sections of the two are checked by the models that they
+bring along; the rest is checked here. A wrong key or type is a :class:`~latbench.errors.ConfigError` that names the
+file and the dotted key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latbench.errors import ConfigError
+from latbench.protocol import Protocol
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hardware(_Model):
+    """Facts from data sheets: peak GFLOP/s and GB/s of what the profile uses, core counts, cache sizes in KiB."""
+
+    description: str = ""
+    peak_gflops: float | None = Field(None, gt=0)
+    bandwidth_gbs: float | None = Field(None, gt=0)
+    cores: int | None = Field(None, ge=1)
+    cache_kib: dict[str, int] = Field(default_factory=dict)
+    source: str = ""
+
+
+class Profile(_Model):
+    """A device profile.
+
+    ``transport`` and ``runtime`` are tables whose ``kind`` is the name of an entry point; their other keys belong to it
+    and are checked by its own model. ``verified`` says how far the profile is proved.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
+    description: str = ""
+    verified: Literal["hardware", "emulated", "never"] = "never"
+    transport: dict[str, Any]
+    runtime: dict[str, Any]
+    hardware: Hardware = Hardware()
+    protocol: Protocol = Protocol()
+    #: Power mode that the device is in, as the user set it.
+    power_mode: str = "unknown"
+
+
+def parse_section(model: type[M], section: dict[str, Any], where: str, prefix: str) -> M:
+    """Check a section against its model. Raises :class:`ConfigError` naming file, dotted key and what is wrong."""
+    try:
+        return model.model_validate(section)
+    except ValidationError as e:
+        lines = []
+        for err in e.errors():
+            dotted = ".".join([*filter(None, [prefix]), *map(str, err["loc"])])
+            lines.append(f"  {dotted}: {err['msg']}" + ("" if err["type"] == "missing" else f" (got {err['input']!r})"))
+        known = ", ".join(model.model_fields)
+        raise ConfigError(f"{where}:\n" + "\n".join(lines) + f"\n  known keys here: {known}") from e
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Read a profile from a TOML file. Raises :class:`ConfigError`."""
+    p = Path(path)
+    try:
+        data = tomllib.loads(p.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{p}: no such profile file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{p}: not TOML: {e}") from e
+    return parse_section(Profile, data, str(p), "")
+
+
+def profile_paths() -> dict[str, Path]:
+    """Name → file of every profile that an installed package brings (entry-point group ``latbench.profiles``)."""
+    found: dict[str, Path] = {}
+    for entry in entry_points(group="latbench.profiles"):
+        folder = files(entry.value)
+        for f in sorted(folder.iterdir(), key=lambda f: f.name):
+            if f.name.endswith(".toml"):
+                found[f.name.removesuffix(".toml")] = Path(str(f))
+    return found
+
+
+def find_profile(name: str | Path) -> Profile:
+    """A bundled profile by name, or one from a path that ends in ``.toml``. Raises :class:`ConfigError`."""
+    if str(name).endswith(".toml"):
+        return read_profile(name)
+    paths = profile_paths()
+    if str(name) not in paths:
+        raise ConfigError(
+            f"no device profile named {str(name)!r}; known: {', '.join(sorted(paths))}; or give a .toml file"
+        )
+    return read_profile(paths[str(name)])

@@ -1,0 +1,60 @@
+"""The Setting: everything a number depends on besides the Op."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from latbench.errors import ConfigError
+
+Clock: TypeAlias = Literal["wall", "device-event", "instruction-count", "simulated"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must be equal for two numbers to be comparable. Visits merge only within one Setting.
+
+    ``device`` is the device's identity (not its profile's name), ``options`` the runtime's options as plain JSON values.
+    """
+
+    device: str
+    runtime: str
+    runtime_version: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "f32"
+    quantisation: str = "none"
+    threads: int = 1
+    affinity: tuple[int, ...] = ()
+    power_mode: str = "unknown"
+    cores: str = ""
+    tuning: str = "untuned"
+    clock: Clock = "wall"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_json` reads them back."""
+        return {**asdict(self), "options": dict(self.options), "affinity": list(self.affinity)}
+
+    @classmethod
+    def from_json(cls, d: Mapping[str, Any]) -> Setting:
+        """The inverse of :meth:`to_json`. Raises :class:`ConfigError` for unknown or missing keys."""
+        try:
+            return cls(**{**d, "affinity": tuple(d.get("affinity", ()))})
+        except TypeError as e:
+            raise ConfigError(f"not a Setting: {e}") from e
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash, 16 hexadecimal digits."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def differences(self, other: Setting) -> list[str]:
+        """One line for each field in which two Settings differ, for error texts."""
+        names = [f.name for f in fields(self)]
+        return [
+            f"{n}: {getattr(self, n)!r} ≠ {getattr(other, n)!r}" for n in names if getattr(self, n) != getattr(other, n)
+        ]

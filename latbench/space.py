@@ -1,0 +1,222 @@
+"""The contract of search spaces: positions × choices, and the network of each architecture.
+
+A space says how an architecture becomes blocks (:meth:`SearchSpace.build`); the base class makes everything else of it:
+networks, the list of distinct Ops, cost matrices, sampling, mutation, encodings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.errors import ArchitectureError, ConfigError, NotAdditiveError
+from latbench.network import Network, NetworkBuilder
+from latbench.op import Op
+
+if TYPE_CHECKING:
+    from latbench.device import Unit
+    from latbench.predictor import Predictor
+    from latbench.supernet import Supernet
+
+Arch = tuple[int, ...]
+
+
+class SearchSpace(ABC):
+    """Positions × choices. An architecture is a tuple of choice indices, one a position.
+
+    Subclasses set ``name`` and ``params`` (every argument that made the space, so that ``load_space(name, **params)``
+    gives an equal one) and implement :attr:`num_choices`, :meth:`choice_label` and :meth:`build`.
+    """
+
+    name: str
+    params: dict[str, Any]
+    #: True where the block at a position depends on that position's choice alone and every network holds the same
+    #: fixed blocks, so that costs add up over positions.
+    additive: bool = True
+
+    # -- what a space must say ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def num_choices(self) -> tuple[int, ...]:
+        """Number of choices at each position."""
+
+    @abstractmethod
+    def choice_label(self, position: int, choice: int) -> str:
+        """A short name for people, e.g. ``k5 e6 se``."""
+
+    @abstractmethod
+    def build(self, b: NetworkBuilder, arch: Arch) -> str:
+        """Add the blocks of an architecture to a builder; gives the output tensor.
+
+        The block of position ``i`` is added under scope ``positions.i`` with ``choice=arch[i]`` (a position that becomes
+        several blocks uses ``positions.i.<name>``); fixed blocks under other scopes.
+        """
+
+    # -- what follows -------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """``{"name": …, **params}``: plain JSON values that make the space again."""
+        return {"name": self.name, **self.params}
+
+    @property
+    def positions(self) -> int:
+        """Number of positions."""
+        return len(self.num_choices)
+
+    @property
+    def size(self) -> int:
+        """Number of architectures, exact."""
+        return prod(self.num_choices)
+
+    def validate(self, arch: Iterable[int]) -> Arch:
+        """The architecture as a tuple of ints. Raises :class:`ArchitectureError` naming the position and its choices."""
+        try:
+            out = tuple(int(c) for c in arch)
+        except (TypeError, ValueError) as e:
+            raise ArchitectureError(f"{self.name}: an architecture is a sequence of integers, not {arch!r}") from e
+        if len(out) != self.positions:
+            raise ArchitectureError(f"{self.name} has {self.positions} positions; got {len(out)} choices")
+        for i, (c, n) in enumerate(zip(out, self.num_choices, strict=True)):
+            if not 0 <= c < n:
+                raise ArchitectureError(f"{self.name}: position {i} has choices 0–{n - 1}; got {c}")
+        return out
+
+    def validate_archs(self, archs: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """An (n, positions) integer array, checked. Raises :class:`ArchitectureError` naming the first bad row."""
+        a = np.asarray(archs)
+        if a.ndim != 2 or a.shape[1] != self.positions or not np.issubdtype(a.dtype, np.integer):
+            raise ArchitectureError(
+                f"{self.name}: expected an (n, {self.positions}) array of integers, got {a.dtype} {a.shape}"
+            )
+        bad = ((a < 0) | (a >= np.asarray(self.num_choices))).any(axis=1)
+        if bad.any():
+            row = int(np.argmax(bad))
+            self.validate(a[row])
+        return a.astype(np.int64, copy=False)
+
+    def network(self, arch: Iterable[int]) -> Network:
+        """The network of an architecture."""
+        a = self.validate(arch)
+        b = NetworkBuilder(f"{self.name}-{'-'.join(map(str, a))}", self.params.get("dtype", "f32"))
+        out = self.build(b, a)
+        return b.build(out, origin={"space": self.spec, "arch": list(a)})
+
+    def sample(self, seed: int | np.random.Generator | None = None) -> Arch:
+        """One architecture, uniformly."""
+        rng = np.random.default_rng(seed)
+        return tuple(int(c) for c in rng.integers(0, self.num_choices))
+
+    def sample_archs(self, n: int, seed: int | np.random.Generator | None = None) -> npt.NDArray[np.int64]:
+        """``n`` architectures, uniformly and independently: (n, positions)."""
+        return np.random.default_rng(seed).integers(0, self.num_choices, (n, self.positions))
+
+    def mutate(self, arch: Iterable[int], seed: int | np.random.Generator | None = None, positions: int = 1) -> Arch:
+        """A copy in which ``positions`` random positions (those with more than one choice) have another choice."""
+        rng, a = np.random.default_rng(seed), list(self.validate(arch))
+        free = [i for i, n in enumerate(self.num_choices) if n > 1]
+        for i in rng.choice(free, min(positions, len(free)), replace=False):
+            a[i] = int((a[i] + rng.integers(1, self.num_choices[i])) % self.num_choices[i])
+        return tuple(a)
+
+    def encode(self, archs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """One-hot encoding: (n, sum of num_choices)."""
+        a = self.validate_archs(np.atleast_2d(np.asarray(archs)))
+        offsets = np.concatenate([[0], np.cumsum(self.num_choices)[:-1]])
+        out = np.zeros((len(a), sum(self.num_choices)), np.float32)
+        np.put_along_axis(out, a + offsets, 1.0, axis=1)
+        return out
+
+    def decode(self, encoding: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The inverse of :meth:`encode` (the largest entry of each position): (n, positions)."""
+        e = np.atleast_2d(np.asarray(encoding))
+        if e.shape[1] != sum(self.num_choices):
+            raise ArchitectureError(f"{self.name}: an encoding has {sum(self.num_choices)} columns, got {e.shape[1]}")
+        parts = np.split(e, np.cumsum(self.num_choices)[:-1], axis=1)
+        return np.stack([p.argmax(axis=1) for p in parts], axis=1)
+
+    # -- Ops and costs ------------------------------------------------------------------------------------------
+
+    def covering_archs(self) -> list[Arch]:
+        """Architectures in which every choice of every position occurs: choice ``c`` everywhere it exists."""
+        return [tuple(min(c, n - 1) for n in self.num_choices) for c in range(max(self.num_choices))]
+
+    @cached_property
+    def _block_ops(self) -> list[Op]:
+        seen: dict[str, Op] = {}
+        for arch in self.covering_archs():
+            for block in self.network(arch).blocks:
+                seen.setdefault(block.op.key, block.op)
+        return list(seen.values())
+
+    def ops(
+        self, level: Literal["block", "unit"] = "block", units: Callable[[Network], Sequence[Unit]] | None = None
+    ) -> list[Op]:
+        """Every distinct Op of the space once, in a stable order.
+
+        Units depend on the runtime: level "unit" needs ``units``, e.g. an open device's ``device.units``.
+        """
+        if level == "block":
+            return list(self._block_ops)
+        if units is None:
+            raise ConfigError("units depend on the runtime: pass units=device.units (of an open device)")
+        seen: dict[str, Op] = {}
+        for arch in self.covering_archs():
+            for unit in units(self.network(arch)):
+                seen.setdefault(unit.op.key, unit.op)
+        return list(seen.values())
+
+    @cached_property
+    def op_table(self) -> tuple[list[str], list[list[list[int]]], list[int]]:
+        """For additive spaces: ``(keys, positions, fixed)``.
+
+        ``positions[i][c]`` lists the indices into ``keys`` of the blocks that choice ``c`` of position ``i`` becomes,
+        ``fixed`` those of the blocks that every network has. Raises :class:`NotAdditiveError`.
+        """
+        if not self.additive:
+            raise NotAdditiveError(
+                f"{self.name}: what a position costs depends on the other positions; use predict_archs instead"
+            )
+        index: dict[str, int] = {}
+        table: list[list[list[int]]] = [[[] for _ in range(n)] for n in self.num_choices]
+        fixed: list[int] = []
+        for c, arch in enumerate(self.covering_archs()):
+            for block in self.network(arch).blocks:
+                k = index.setdefault(block.op.key, len(index))
+                if block.name.startswith("positions."):
+                    i = int(block.name.split(".")[1])
+                    if arch[i] == c:
+                        table[i][c].append(k)
+                elif c == 0:
+                    fixed.append(k)
+        return list(index), table, fixed
+
+    def cost_matrix(self, model: Predictor) -> tuple[npt.NDArray[np.float64], float]:
+        """``(matrix, constant)`` in milliseconds; NaN where a choice is unsupported or does not exist.
+
+        ``matrix`` has shape (positions, most choices); an architecture costs the sum of its entries plus the constant.
+        Raises :class:`NotAdditiveError`.
+        """
+        keys, table, fixed = self.op_table
+        costs = model.op_costs(keys)
+        matrix = np.full((self.positions, max(self.num_choices)), np.nan)
+        for i, choices in enumerate(table):
+            for c, ops in enumerate(choices):
+                matrix[i, c] = costs[ops].sum()
+        return matrix, float(costs[fixed].sum() + model.overhead_ms)
+
+    def supernet(self, *, seed: int = 0) -> Supernet:
+        """All choices of all positions as one torch module that runs any architecture.
+
+        Its modules are those of ``space.network(arch).to_torch()``: with weights copied by name, outputs are equal.
+        """
+        from latbench.supernet import Supernet
+
+        return Supernet(self, seed=seed)

@@ -1,0 +1,88 @@
+"""The contract of transports: how files and commands get to a device.
+
+Remote work happens in a fresh folder, readable by its owner alone, that ``close`` removes. Commands are lists of
+arguments; a transport quotes them, so that no profile can inject a command.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command's exit code and output."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Stream(ABC):
+    """A running command that talks in lines. Closing it ends the command and its children."""
+
+    @abstractmethod
+    def send(self, line: str) -> None:
+        """Write one line to its standard input."""
+
+    @abstractmethod
+    def end_input(self) -> None:
+        """Close its standard input."""
+
+    @abstractmethod
+    def lines(self, timeout_s: float) -> Iterator[str]:
+        """Lines of its standard output until it ends.
+
+        Raises :class:`~latbench.errors.DeviceTimeoutError` when none comes for ``timeout_s`` seconds.
+        """
+
+    @abstractmethod
+    def close(self) -> Completed:
+        """End it; gives the exit code and what it wrote to standard error (``stdout`` is empty)."""
+
+
+class Transport(ABC):
+    """A way to a device. ``options`` is the profile's transport section, checked by the class's own model.
+
+    Every method but ``open`` needs it open. Raises :class:`~latbench.errors.TransportError` when the way breaks.
+    """
+
+    def __init__(self, options: Mapping[str, Any], where: str) -> None:
+        self.options, self.where = options, where
+
+    #: Folder on the device for this session's files, set by ``open``.
+    workdir: str
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and make the work folder."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove the work folder and disconnect."""
+
+    @abstractmethod
+    def run(self, argv: Sequence[str], timeout_s: float = 60.0) -> Completed:
+        """Run a command to its end. Raises :class:`~latbench.errors.DeviceTimeoutError`; the command is killed then."""
+
+    @abstractmethod
+    def put(self, local: Path, remote: str) -> None:
+        """Copy a file to the device; ``remote`` is relative to the work folder unless absolute."""
+
+    @abstractmethod
+    def get(self, remote: str, local: Path) -> None:
+        """Copy a file from the device."""
+
+    @abstractmethod
+    def stream(self, argv: Sequence[str]) -> AbstractContextManager[Stream]:
+        """Start a command that talks in lines."""
+
+    @property
+    def same_host(self) -> bool:
+        """True if the device is this machine, so that the host must keep quiet while it measures."""
+        return False

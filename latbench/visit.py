@@ -1,0 +1,164 @@
+"""Visits, and the numbers made of them: Measurement and Estimate.
+
+A :class:`Visit` is one stay at one Op or Network on one device: raw samples or a failure, and the environment. It is
+the unit of statistics. A :class:`Measurement` is what several Visits of one subject say, drift removed; an
+:class:`Estimate` is what a latency model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.setting import Setting
+
+Role: TypeAlias = Literal["op", "network", "control"]
+#: How an isolated Op was separated from its boundary conversions: it is a whole network; it was cut out of its context
+#: (the kernels are those of the whole network); its boundary conversions were subtracted; or none of these.
+Boundary: TypeAlias = Literal["whole", "in-context", "subtracted", "isolated"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a Visit has no samples. ``kind`` is the name of the error class that says it best."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stay at one subject.
+
+    ``samples_ns`` are wall times of the timed runs, in order; ``wait_ns``, where the device can tell, the part of each
+    during which the runner was ready to run but another task had its core. ``started`` and ``ended`` are seconds on the
+    device's clock, taken as Unix time. ``metrics`` holds other metrics by name, in the units of
+    :data:`latbench.metric.METRICS`. ``uid`` is given by the runner, which logs it.
+    """
+
+    subject: str
+    role: Role
+    uid: str
+    started: float
+    ended: float
+    samples_ns: npt.NDArray[np.int64] = field(repr=False)
+    wait_ns: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+    warmup_ns: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
+    load_ns: int = 0
+    boundary: Boundary = "whole"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: Process that took it: Visits of one run share a process.
+    run: str = ""
+    #: Plan slot that it fills, "" for control Visits and Visits outside a campaign.
+    slot: str = ""
+    #: What the plan measured it for: "op", "calibration" or "validation" networks, "" outside a campaign.
+    purpose: str = ""
+    #: Which of several disjoint full-protocol measurements of the same subject it belongs to.
+    replica: int = 0
+    failure: Failure | None = None
+    unsupported: Failure | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if it has samples."""
+        return self.failure is None and self.unsupported is None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval, all in the metric's unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the Visits of one subject say, at the reference state (drift removed).
+
+    ``metrics`` maps metric name to :class:`Interval` at confidence ``level``; ``statistics`` maps the names of
+    :data:`latbench.protocol.Statistic` to milliseconds; ``visits`` is their number.
+    """
+
+    subject: str
+    setting: Setting
+    metrics: Mapping[str, Interval]
+    statistics: Mapping[str, float]
+    visits: int
+    level: float = 0.95
+    samples_ns: tuple[npt.NDArray[np.int64], ...] = field(default=(), repr=False)
+    environment: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: What drift correction did: its span, the residual, warnings.
+    drift: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def latency_ms(self) -> float:
+        """Latency in milliseconds."""
+        return self.metrics["latency_ms"].value
+
+    @property
+    def low_ms(self) -> float:
+        """Lower end of the latency's interval."""
+        return self.metrics["latency_ms"].low
+
+    @property
+    def high_ms(self) -> float:
+        """Upper end of the latency's interval."""
+        return self.metrics["latency_ms"].high
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of an Estimate's breakdown: an Op, how often it occurs, and its share of the latency in milliseconds."""
+
+    key: str
+    label: str
+    count: int
+    latency_ms: float
+    #: "measured" where it is a table entry, "estimated" where a regressor made it, "overhead" for per-run costs.
+    origin: str
+    #: The nodes of the network that it covers.
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a latency model says of a Network: metrics at interval ``level``, and where the latency comes from."""
+
+    setting: Setting
+    metrics: Mapping[str, Interval]
+    breakdown: tuple[Part, ...] = field(default=(), repr=False)
+    level: float = 0.9
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def latency_ms(self) -> float:
+        """Latency in milliseconds."""
+        return self.metrics["latency_ms"].value
+
+    @property
+    def low_ms(self) -> float:
+        """Lower end of the latency's interval."""
+        return self.metrics["latency_ms"].low
+
+    @property
+    def high_ms(self) -> float:
+        """Upper end of the latency's interval."""
+        return self.metrics["latency_ms"].high
+
+
+@dataclass(frozen=True)
+class ArchEstimates:
+    """Latencies of many architectures: arrays of shape (n,), milliseconds; NaN where ``supported`` is false."""
+
+    value: npt.NDArray[np.float64]
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    supported: npt.NDArray[np.bool_]
