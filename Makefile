@@ -1,0 +1,72 @@
+# What each target installs is said by `make help`. Everything lands in $(VENV); nothing outside it is changed, but for
+# the lab parts of `make test` (tests/lab/install.sh, only as root where apt-get exists).
+#
+# On Linux without a GPU, take PyTorch's CPU build (200 MB instead of 3 GB):
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+
+.PHONY: help demo test lint format bench docs wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   profile this machine, fit, search, validate, write the report page   (installs: core + torch)"
+	@echo "make test   run the tests                              (installs: core + dev; as root also the lab parts)"
+	@echo "make lint   ruff check, ruff format --check, mypy                                (installs: core + dev)"
+	@echo "make bench  the figures that README and docs quote                               (installs: core + dev)"
+	@echo "make docs   build the documentation site into site/                              (installs: core + docs)"
+	@echo "make wheel  build the wheel into dist/                                           (installs: core + dev)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a set of extras, so that a second `make` starts at once. torch comes first and alone: pip then keeps the
+# build that the user chose when it sees `torch` again among the requirements.
+$(VENV)/.torch: $(BIN)/python constraints.txt
+	$(PIP) "torch==2.13.0"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[search]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(BIN)/python constraints.txt pyproject.toml
+	$(PIP) -e ".[docs]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/latbench demo
+
+test: $(VENV)/.dev
+	tests/lab/install.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean:
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

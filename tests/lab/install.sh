@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Installs what the lab tests need from Debian: PostgreSQL (the store on a real server) and Chromium (the report page in
+# a real browser). Without root or apt-get it says so and succeeds: the tests that need a missing part skip with a reason.
+set -euo pipefail
+
+declare -A provides=([chromium]=chromium [postgresql]=initdb)
+
+missing=()
+for package in "${!provides[@]}"; do
+  program="${provides[$package]}"
+  if ! command -v "$program" >/dev/null && ! compgen -G "/usr/lib/postgresql/*/bin/$program" >/dev/null; then
+    missing+=("$package")
+  fi
+done
+
+if [ "${#missing[@]}" -eq 0 ]; then
+  echo "lab: all parts are installed"
+elif [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+  echo "lab: ${missing[*]} missing, and this is not root on a Debian machine; the tests that need them will skip"
+else
+  echo "lab: installing ${missing[*]} from Debian"
+  export DEBIAN_FRONTEND=noninteractive
+  # A server of the user's own must not be started or a cluster made: the tests start their own in a temporary folder.
+  if [[ " ${missing[*]} " == *" postgresql "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+    mkdir -p /etc/postgresql-common
+    echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+  fi
+  apt-get update -qq </dev/null
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" fonts-dejavu-core </dev/null >/dev/null
+fi
