@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any, TypeAlias
 
-from latbench.errors import ModelError
+from latbench import plugins
+from latbench.errors import ModelError, NotInstalledError
 from latbench.network import Network, NetworkBuilder
 from latbench.op import Op, TensorSpec
 
@@ -47,8 +50,19 @@ def block_op(kind: str, inputs: Iterable[TensorSpec], **attrs: Any) -> Op:
 
 def _recipe(kind: str) -> Recipe:
     if kind not in _KINDS:
+        _load_spaces()
+    if kind not in _KINDS:
         raise ModelError(f"unknown block {kind!r}; known: {', '.join(sorted(_KINDS))}")
     return _KINDS[kind]
+
+
+@cache
+def _load_spaces() -> None:
+    """Let every installed space register its kinds, so that a key can be expanded in a process that made no space."""
+    for space in plugins.names("spaces"):
+        # A plugin whose library is missing takes nothing from the others.
+        with suppress(NotInstalledError):
+            plugins.load("spaces", space)
 
 
 def build(b: NetworkBuilder, op: Op, inputs: Sequence[str]) -> tuple[str, ...]:

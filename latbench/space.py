@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from latbench.errors import ArchitectureError, ConfigError, NotAdditiveError
+from latbench.errors import ArchitectureError, ConfigError, ModelError, NotAdditiveError
 from latbench.network import Network, NetworkBuilder
 from latbench.op import Op
 
@@ -59,6 +59,10 @@ class SearchSpace(ABC):
         several blocks uses ``positions.i.<name>``); fixed blocks under other scopes.
         """
 
+    def gives_zeros(self, position: int, choice: int) -> bool:
+        """For choices that become no block: True if they give zeros, False if they hand their input on."""
+        return False
+
     # -- what follows -------------------------------------------------------------------------------------------
 
     @property
@@ -99,7 +103,10 @@ class SearchSpace(ABC):
         bad = ((a < 0) | (a >= np.asarray(self.num_choices))).any(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
-            self.validate(a[row])
+            try:
+                self.validate(a[row].tolist())
+            except ArchitectureError as e:
+                raise ArchitectureError(f"row {row}: {e}") from None
         return a.astype(np.int64, copy=False)
 
     def network(self, arch: Iterable[int]) -> Network:
@@ -126,6 +133,12 @@ class SearchSpace(ABC):
             a[i] = int((a[i] + rng.integers(1, self.num_choices[i])) % self.num_choices[i])
         return tuple(a)
 
+    def crossover(self, a: Iterable[int], b: Iterable[int], seed: int | np.random.Generator | None = None) -> Arch:
+        """Single-point crossover: the first choices of ``a``, the rest of ``b``, at least one of each where possible."""
+        x, y = self.validate(a), self.validate(b)
+        cut = int(np.random.default_rng(seed).integers(1, max(2, self.positions)))
+        return x[:cut] + y[cut:]
+
     def encode(self, archs: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """One-hot encoding: (n, sum of num_choices)."""
         a = self.validate_archs(np.atleast_2d(np.asarray(archs)))
@@ -145,7 +158,11 @@ class SearchSpace(ABC):
     # -- Ops and costs ------------------------------------------------------------------------------------------
 
     def covering_archs(self) -> list[Arch]:
-        """Architectures in which every choice of every position occurs: choice ``c`` everywhere it exists."""
+        """Architectures in whose networks every choice of every position and every distinct Op of the space occurs.
+
+        Here: choice ``c`` everywhere it exists, else the last. Spaces where a block depends on several positions override
+        it.
+        """
         return [tuple(min(c, n - 1) for n in self.num_choices) for c in range(max(self.num_choices))]
 
     @cached_property
@@ -211,6 +228,44 @@ class SearchSpace(ABC):
             for c, ops in enumerate(choices):
                 matrix[i, c] = costs[ops].sum()
         return matrix, float(costs[fixed].sum() + model.overhead_ms)
+
+    def usage(self, archs: npt.ArrayLike) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """``(keys, counts)``: the keys of :meth:`ops`, and how often each occurs in each architecture's network.
+
+        ``archs`` is an (n, positions) integer array, ``counts`` (n, keys); ``counts @ costs`` predicts all of them.
+        Additive spaces gather from :attr:`op_table`; others build the network of each distinct architecture once.
+        """
+        a = self.validate_archs(archs)
+        keys = [op.key for op in self.ops()]
+        counts = np.zeros((len(a), len(keys)), np.int64)
+        if self.additive:
+            table_keys, table, fixed = self.op_table
+            column = {k: j for j, k in enumerate(keys)}
+            place = [column[k] for k in table_keys]
+            for j in fixed:
+                counts[:, place[j]] += 1
+            for i, choices in enumerate(table):
+                rows = np.zeros((len(choices), len(keys)), np.int64)
+                for c, used in enumerate(choices):
+                    np.add.at(rows[c], [place[j] for j in used], 1)
+                counts += rows[a[:, i]]
+            return keys, counts
+        distinct, where = np.unique(a, axis=0, return_inverse=True)
+        rows = np.stack([self._usage_row(tuple(arch.tolist()), keys) for arch in distinct]) if len(a) else counts
+        return keys, rows[where.reshape(-1)] if len(a) else counts
+
+    def _usage_row(self, arch: Arch, keys: list[str]) -> npt.NDArray[np.int64]:
+        row = self._usage_rows.get(arch)
+        if row is None:
+            ops = self.network(arch).ops()
+            if unlisted := set(ops) - set(keys):
+                raise ModelError(f"{self.name}: covering_archs() does not reach the Op {min(unlisted)} of {arch}")
+            row = self._usage_rows[arch] = np.array([ops[k] for k in keys], np.int64)
+        return row
+
+    @cached_property
+    def _usage_rows(self) -> dict[Arch, npt.NDArray[np.int64]]:
+        return {}
 
     def supernet(self, *, seed: int = 0) -> Supernet:
         """All choices of all positions as one torch module that runs any architecture.
