@@ -1,0 +1,346 @@
+"""Drift correction: what the machine did meanwhile, taken off every Visit.
+
+A machine slows down and recovers while it is measured: heat, clocks, neighbours. Control Ops, measured throughout, and
+Ops that are visited again show it. The model of the value y of one Visit of Op o at time t is
+
+    log y = mu[o] + (1 + b[o]) · sum_c w[kind(o), c] · d_c(t) + g(t) + noise
+
+d_c is the smoothed log-slowdown of control Op c; w says how much an Op of this kind feels of it (contention slows
+memory-bound Ops more), shrunk towards one weight for all kinds, and b[o] a single Op's own sensitivity, shrunk towards
+its kind's; g is what all Ops share and no control shows. Every part has to earn its place: it is used only if it
+predicts held-out Visits better, and nothing is corrected unless correction beats leaving the values alone by more than
+one standard error. Everything is fitted with Huber's loss.
+
+**Reference state**: the quietest tenth of the measured time, when the control Ops ran fastest; a corrected number is
+what the Visit would have given then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.timeline import Floats, choose_span, huber_weights, smooth
+
+#: One line for people, wherever a corrected number is shown.
+REFERENCE_STATE = "the quietest tenth of the measured time, when the control Ops ran fastest"
+#: Spans of the shared rest g(t) that are tried, in Visits.
+_REST_SPANS = (8.0, 32.0, 128.0)
+_PRIOR_COMMON, _PRIOR_KIND, _PRIOR_OP = 0.5, 0.3, 0.3
+_FOLDS = 5
+_MIN_VISITS = 20
+Ints = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What drift did and what was taken off.
+
+    ``log_slowdown`` has one element per Visit given: its value divided by exp of it is the value at the reference
+    state. ``span_percent`` is how much slower the average Op ran in the worst state than in the best;
+    ``residual_percent`` the robust standard deviation over repeated Visits that is left, per kind of Op (before
+    correction: ``spread_percent``). ``weights`` maps kind of Op → control Op → weight.
+    """
+
+    log_slowdown: Floats = field(repr=False)
+    model: str
+    span_percent: float
+    residual_percent: Mapping[str, float]
+    spread_percent: Mapping[str, float]
+    weights: Mapping[str, Mapping[str, float]]
+    #: Mean absolute held-out error of log values, by candidate.
+    validation: Mapping[str, float]
+    controls: int
+    reference: str = REFERENCE_STATE
+    warnings: tuple[str, ...] = ()
+
+    def report(self) -> dict[str, Any]:
+        """Everything but the corrections themselves, as plain JSON values."""
+        return {
+            "model": self.model,
+            "reference": self.reference,
+            "span_percent": round(self.span_percent, 3),
+            "residual_percent": {k: round(v, 3) for k, v in self.residual_percent.items()},
+            "spread_percent": {k: round(v, 3) for k, v in self.spread_percent.items()},
+            "weights": {k: {c: round(v, 3) for c, v in w.items()} for k, w in self.weights.items()},
+            "validation": {k: round(v, 6) for k, v in self.validation.items()},
+            "controls": self.controls,
+            "warnings": list(self.warnings),
+        }
+
+
+class _Data(NamedTuple):
+    time: Floats
+    y: Floats  # log values of Ops and networks, not of controls
+    subject: Ints
+    kind: Ints  # per Visit
+    slow: Floats  # (visits, controls): d_c at each Visit, relative to the reference state
+
+
+class _Form(NamedTuple):
+    """What a candidate model may use."""
+
+    weights: str  # "none", "equal", "pooled", "kind", "op"
+    span: float | None  # of the shared rest g
+
+    def __str__(self) -> str:
+        rest = "" if self.span is None else f" + shared rest over {self.span:g} Visits"
+        names = {
+            "none": "no controls",
+            "equal": "controls, weighted equally",
+            "pooled": "controls, one weight each",
+            "kind": "controls, weights per kind of Op",
+            "op": "controls, weights per kind and Op",
+        }
+        return names[self.weights] + rest
+
+
+_NOTHING = _Form("none", None)
+
+
+def fit_drift(
+    time_s: npt.ArrayLike,
+    values: npt.ArrayLike,
+    subjects: npt.ArrayLike,
+    kinds: npt.ArrayLike,
+    is_control: npt.ArrayLike,
+    seed: int = 0,
+) -> Drift:
+    """Fit and apply the model of this module. All arguments have one element per Visit, in any order.
+
+    ``time_s`` is the middle of the Visit, ``values`` its statistic (positive, any unit), ``subjects`` and ``kinds``
+    label the Op and its kind, ``is_control`` is true for control Visits, whose subjects are the control Ops. Several
+    campaigns may be given together: their distance in time keeps them apart, their control Ops tie them together.
+    """
+    time, value = np.asarray(time_s, np.float64), np.asarray(values, np.float64)
+    control = np.asarray(is_control, bool)
+    names, code = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
+    kind_names, kind_code = np.unique(np.asarray(kinds, dtype=str), return_inverse=True)
+    logs = np.log(value)
+    ops = ~control
+    warnings: list[str] = []
+
+    slow_all, labels = _control_slowdowns(time, logs, code, names, control, seed)
+    reference = _quietest(slow_all.mean(axis=1)) if labels else np.ones(len(time), bool)
+    slow_all = slow_all - slow_all[reference].mean(axis=0) if len(time) else slow_all
+    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow_all[ops])
+    kinds_here = kind_names[np.unique(kind_code[ops])].tolist()
+
+    chosen, validation = _select(data, bool(labels), seed)
+    total, weights, rest = _fit(data, np.ones(len(data.y), bool), chosen)
+    if chosen.span is not None:
+        # The shared rest has no level of its own: it too is zero in the reference state.
+        quiet = reference[ops] if labels else _quietest(rest)
+        if quiet.any():
+            total = total - rest[quiet].mean()
+    if not labels:
+        tail = "corrected from repeated Visits alone" if chosen.span is not None else "uncorrected"
+        warnings.append(f"no control Visits: {tail}")
+
+    out = np.zeros(len(time))
+    out[ops] = total
+    if chosen.weights != "none":
+        for j, label in enumerate(labels):
+            own = control & (names[code] == label)
+            out[own] = slow_all[own, j]
+    common = total if len(total) else np.zeros(1)
+    low, high = np.percentile(common, [1.0, 99.0])
+    span = 100.0 * float(np.expm1(high - low))
+    if span > 10.0:
+        warnings.append(f"drift span {span:.0f} %: corrected numbers lean on the drift model")
+    spread, left = _spread(data, data.y, kinds_here), _spread(data, data.y - total, kinds_here)
+    table = {
+        k: dict(zip(labels, map(float, weights[i]), strict=True))
+        for i, k in enumerate(kinds_here)
+        if chosen.weights != "none"
+    }
+    return Drift(out, str(chosen) if chosen != _NOTHING else "none", span, left, spread, table, validation,
+                 int(control.sum()), warnings=tuple(warnings))  # fmt: skip
+
+
+def _control_slowdowns(
+    time: Floats, logs: Floats, code: Ints, names: npt.NDArray[np.str_], control: npt.NDArray[np.bool_], seed: int
+) -> tuple[Floats, list[str]]:
+    """Smoothed log-slowdown of each control Op at every Visit, shape (visits, controls), and the controls' labels."""
+    columns, labels = [], []
+    for c in np.unique(code[control]):
+        own = control & (code == c)
+        if own.sum() < 3:
+            continue
+        span, _ = choose_span(time[own], logs[own], seed=seed)
+        columns.append(smooth(time[own], logs[own], time, span))
+        labels.append(str(names[c]))
+    return (np.stack(columns, axis=1) if columns else np.zeros((len(time), 0))), labels
+
+
+def _quietest(slowdown: Floats) -> npt.NDArray[np.bool_]:
+    """True for the tenth of the Visits with the least slowdown."""
+    if not len(slowdown):
+        return np.zeros(0, bool)
+    return np.asarray(slowdown <= np.quantile(slowdown, 0.1) + 1e-12)
+
+
+def _dense(code: Ints) -> Ints:
+    return np.asarray(np.unique(code, return_inverse=True)[1], np.intp)
+
+
+def _select(data: _Data, controls: bool, seed: int) -> tuple[_Form, dict[str, float]]:
+    """The form that predicts held-out Visits best; nothing at all unless it wins by more than a standard error."""
+    count = np.bincount(data.subject)
+    repeated = count[data.subject] > 1
+    if repeated.sum() < _MIN_VISITS:
+        # Too few repeated Visits to learn from: the controls are taken at their word.
+        return (_Form("equal", None) if controls and data.slow.any() else _NOTHING), {}
+    fold = _folds(data.subject, seed)
+    losses: dict[_Form, Floats] = {}
+
+    def loss(form: _Form) -> float:
+        if form not in losses:
+            losses[form] = _held_out(data, fold, form)[repeated]
+        return float(losses[form].mean())
+
+    forms = [_NOTHING]
+    if controls and data.slow.any():
+        forms += [_Form("equal", None), _Form("pooled", None), _Form("op", None)]
+        if len(np.unique(data.kind)) > 1:
+            forms.append(_Form("kind", None))
+    best = min(forms, key=loss)
+    for weights in {best.weights: None, "none": None}:
+        forms += [_Form(weights, span) for span in _REST_SPANS if span < len(data.y)]
+    best = min(forms, key=loss)
+    if best != _NOTHING:
+        gain = losses[_NOTHING] - losses[best]
+        if gain.mean() < gain.std() / np.sqrt(len(gain)):
+            best = _NOTHING
+    return best, {str(f): float(v.mean()) for f, v in losses.items()}
+
+
+def _folds(subject: Ints, seed: int) -> Ints:
+    """Folds spread evenly over the Visits of each subject, so that none loses them all."""
+    rng = np.random.default_rng(seed)
+    order = np.lexsort((rng.random(len(subject)), subject))
+    start = np.concatenate([[0], np.cumsum(np.bincount(subject))])[:-1]
+    fold = np.empty(len(subject), np.intp)
+    rank = np.arange(len(subject)) - start[subject[order]]
+    fold[order] = (rank + rng.integers(0, _FOLDS, len(start))[subject[order]]) % _FOLDS
+    return fold
+
+
+def _held_out(data: _Data, fold: Ints, form: _Form) -> Floats:
+    """Absolute error of each Visit's log value, predicted from the Visits of other folds."""
+    miss = np.zeros(len(data.y))
+    for k in range(_FOLDS):
+        out = fold == k
+        total = _fit(data, ~out, form)[0]
+        level = _levels(data.y - total, data.subject, (~out).astype(float))
+        miss[out] = np.abs(data.y - total - level[data.subject])[out]
+    known = np.isfinite(miss)
+    return np.where(known, miss, 0.0)
+
+
+def _levels(z: Floats, subject: Ints, weight: Floats) -> Floats:
+    """Robust level of each subject, shape (subjects,); NaN where it has no weight."""
+    subjects = int(subject.max()) + 1 if len(subject) else 0
+    w = weight
+    level = np.zeros(subjects)
+    for _ in range(4):
+        mass = np.bincount(subject, w, subjects)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            level = np.bincount(subject, w * z, subjects) / mass
+        residual = z - level[subject]
+        use = (weight > 0) & np.isfinite(residual)
+        if not use.any():
+            break
+        h = np.ones(len(z))
+        h[use] = huber_weights(residual[use])
+        w = weight * h
+    return level
+
+
+def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> tuple[Floats, Floats, Floats]:
+    """Fit one form to the Visits of ``train``.
+
+    Gives the total log-slowdown of every Visit, the weights (kinds, controls), and the shared rest of every Visit.
+    """
+    n, controls = len(data.y), data.slow.shape[1]
+    kinds = int(data.kind.max()) + 1 if n else 0
+    weights = np.full((kinds, controls), 1.0 / controls if controls and form.weights != "none" else 0.0)
+    own = np.zeros(int(data.subject.max()) + 1 if n else 0)
+    rest = np.zeros(n)
+    base = train.astype(float)
+    for _ in range(1 if form.span is None else 3):
+        explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
+        if form.weights in ("pooled", "kind", "op"):
+            weights, own = _fit_weights(data, base, data.y - rest, form.weights)
+            explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
+        if form.span is not None:
+            left = data.y - explained
+            centred = left - _levels(left - rest, data.subject, base)[data.subject]
+            use = train & np.isfinite(centred)
+            rest = smooth(data.time[use], centred[use], data.time, form.span)
+    explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
+    return explained + rest, weights, rest
+
+
+def _fit_weights(data: _Data, base: Floats, y: Floats, form: str) -> tuple[Floats, Floats]:
+    """Weights (kinds, controls) and sensitivities (subjects,) by ridge regression with Huber's loss.
+
+    One weight per control is drawn towards equal shares, each kind's deviation and each Op's sensitivity towards zero.
+    """
+    controls, kinds, subjects = data.slow.shape[1], int(data.kind.max()) + 1, int(data.subject.max()) + 1
+    per_kind = form in ("kind", "op") and kinds > 1
+    columns = controls * (1 + kinds) if per_kind else controls
+    prior = np.zeros(columns)
+    prior[:controls] = 1.0 / controls
+    tightness = np.full(columns, _PRIOR_KIND**-2)
+    tightness[:controls] = _PRIOR_COMMON**-2
+    design = np.zeros((len(y), columns))
+    design[:, :controls] = data.slow
+    if per_kind:
+        for c in range(controls):
+            design[np.arange(len(y)), controls * (1 + data.kind) + c] = data.slow[:, c]
+    w, beta = base, prior
+    for _ in range(4):
+        mass = np.maximum(np.bincount(data.subject, w, subjects), 1e-9)
+        centre = np.stack([np.bincount(data.subject, w * col, subjects) / mass for col in design.T], axis=1)
+        x = design - centre[data.subject]
+        z = y - (np.bincount(data.subject, w * y, subjects) / mass)[data.subject]
+        residual = z - x @ beta
+        use = base > 0
+        noise = max(1.4826 * float(np.median(np.abs(residual[use]))), 1e-6)
+        w = base.copy()
+        w[use] = base[use] * huber_weights(residual[use])
+        gram = (x * w[:, None]).T @ x + noise**2 * np.diag(tightness)
+        beta = np.linalg.solve(gram, x.T @ (w * z) + noise**2 * tightness * prior)
+    weights = np.tile(beta[:controls], (kinds, 1))
+    if per_kind:
+        weights += beta[controls:].reshape(kinds, controls)
+    own = np.zeros(subjects)
+    if form == "op":
+        felt = (data.slow * weights[data.kind]).sum(axis=1)
+        felt = felt - (np.bincount(data.subject, w * felt, subjects) / mass)[data.subject]
+        left = z - felt
+        noise = max(1.4826 * float(np.median(np.abs(left[base > 0]))), 1e-6)
+        own = np.bincount(data.subject, w * felt * left, subjects) / (
+            np.bincount(data.subject, w * felt**2, subjects) + (noise / _PRIOR_OP) ** 2
+        )
+    return weights, own
+
+
+def _spread(data: _Data, z: Floats, kinds: list[str]) -> dict[str, float]:
+    """Robust standard deviation over repeated Visits, percent, per kind of Op."""
+    if not len(z):
+        return {}
+    count = np.bincount(data.subject)
+    rest = z - _levels(z, data.subject, np.ones(len(z)))[data.subject]
+    out = {}
+    for i, kind in enumerate(kinds):
+        use = (data.kind == i) & (count[data.subject] > 1)
+        if use.any():
+            n = count[data.subject[use]]
+            out[kind] = 100 * 1.4826 * float(np.median(np.abs(rest[use]) * np.sqrt(n / (n - 1))))
+    return out
