@@ -1,8 +1,15 @@
-"""The contract of latency models: tables and predictors answer the same calls."""
+"""The contract of latency models: tables and predictors answer the same calls.
+
+:func:`latbench.fit` gathers :class:`FitData` from a store and hands it to the predictor's :meth:`Predictor.fit`; a
+plugin's predictor gets the same.
+"""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,13 +18,51 @@ import numpy.typing as npt
 
 from latbench.network import Network
 from latbench.setting import Setting
-from latbench.visit import ArchEstimates, Estimate
+from latbench.visit import ArchEstimates, Estimate, Measurement
 
 if TYPE_CHECKING:
     import torch
 
     from latbench.card import Card
     from latbench.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A network and what was measured of it."""
+
+    net: Network
+    measurement: Measurement
+
+    @property
+    def latency_ms(self) -> float:
+        """Its measured latency in milliseconds."""
+        return self.measurement.latency_ms
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What a fit learns from: measurements of one Setting, summed up by one statistic.
+
+    ``ops`` maps Op keys to their Measurements, ``unsupported`` those of Ops that the device does not run to the rule
+    that they break. ``calibration`` holds the measured networks that the fit may use; held-out networks are never in
+    here. ``card`` is the provenance so far: the fit completes it.
+    """
+
+    card: Card
+    ops: Mapping[str, Measurement]
+    calibration: tuple[MeasuredNetwork, ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> Setting:
+        """The Setting of all measurements."""
+        return self.card.setting
+
+    @property
+    def statistic(self) -> str:
+        """The statistic that sums up the runs of a Visit."""
+        return self.card.statistic
 
 
 class Predictor(ABC):
@@ -34,6 +79,20 @@ class Predictor(ABC):
     def setting(self) -> Setting:
         """The Setting whose numbers it predicts."""
         return self.card.setting
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, data: FitData, *, level: float = 0.9, seed: int = 0, **options: Any) -> Self:
+        """Fit to measurements; ``options`` are the predictor's own.
+
+        Raises :class:`NotEnoughDataError`, and :class:`ConfigError` for an option that it does not have.
+        """
+
+    def with_card(self, card: Card) -> Self:
+        """The same predictor with another card, e.g. with its validation written in."""
+        other = copy.copy(self)
+        other.card = card
+        return other
 
     @abstractmethod
     def predict(self, net: Network, *, level: float = 0.9) -> Estimate:

@@ -1,0 +1,109 @@
+"""The card of a predictor: what it predicts, from which data it was made, and how right it was when it was checked.
+
+A card travels with every table and predictor as ``card.json``. It names the Setting, the statistic and the protocol
+behind the numbers, the campaigns and dates of the data, the validation on held-out networks, and the SHA-256 of every
+data file beside it. It carries its own checksum, so that a changed number is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from latbench.errors import ConfigError, FileFormatError
+from latbench.setting import Setting
+
+SCHEMA = 1
+
+
+def latbench_version() -> str:
+    """Version of this latbench."""
+    from latbench import __version__
+
+    return __version__
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that one must know to trust a predictor, or not to. Plain JSON values but for the Setting.
+
+    ``device`` holds the profile's name and hardware facts, ``space`` the spec of the search space it was made for
+    (None: any network), ``data`` the provenance (``campaigns``, ``visits``, ``ops``, ``first`` and ``last`` as ISO
+    dates), ``model`` what was fitted and the cross-validation that chose it, ``intervals`` how intervals are made,
+    ``validation`` what :class:`latbench.validation.Validation` says, ``files`` file name → SHA-256.
+    """
+
+    predictor: str
+    setting: Setting
+    statistic: str = "p50"
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    device: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    intervals: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    created: str = ""
+    latbench: str = field(default_factory=latbench_version)
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def replace(self, **changes: Any) -> Card:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def profile_command(self) -> str:
+        """The command that measures more for this predictor."""
+        parts = ["latbench profile", f"--device {self.device.get('profile', self.setting.device)}"]
+        if self.space:
+            parts.append(f"--space {self.space['name']}")
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, the checksum among them; :meth:`from_json` reads them back."""
+        d = {f.name: getattr(self, f.name) for f in fields(self)}
+        d = {**d, "setting": self.setting.to_json(), "notes": list(self.notes)}
+        d = {k: dict(v) if isinstance(v, Mapping) else v for k, v in d.items()}
+        return {**d, "checksum": _checksum(d)}
+
+    def dumps(self) -> str:
+        """The text of ``card.json``."""
+        return json.dumps(self.to_json(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str | bytes, where: str = "card.json") -> Card:
+        """Read :meth:`dumps`' text. Raises :class:`FileFormatError`: truncated, tampered with, or too new."""
+        try:
+            d = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise FileFormatError(f"{where}: truncated or not JSON: {e}") from e
+        return cls.from_json(d, where)
+
+    @classmethod
+    def from_json(cls, d: Any, where: str = "card.json") -> Card:
+        """The inverse of :meth:`to_json`. Raises :class:`FileFormatError`."""
+        if not isinstance(d, dict) or not isinstance(d.get("schema"), int):
+            raise FileFormatError(f"{where}: not a card: it has no schema version")
+        if d["schema"] > SCHEMA:
+            raise FileFormatError(
+                f"{where}: newer version: card schema {d['schema']}, written by latbench {d.get('latbench')}; this "
+                f"latbench {latbench_version()} reads schemas up to {SCHEMA}: run `pip install -U latbench`"
+            )
+        d = dict(d)
+        checksum = d.pop("checksum", None)
+        if checksum != _checksum(d):
+            raise FileFormatError(f"{where}: tampered with: its checksum is not that of its content")
+        try:
+            return cls(**{**d, "setting": Setting.from_json(d["setting"]), "notes": tuple(d["notes"])})
+        except (KeyError, TypeError, ConfigError) as e:
+            raise FileFormatError(f"{where}: not a card of schema {d['schema']}: {e}") from e
+
+
+def _checksum(d: Mapping[str, Any]) -> str:
+    text = json.dumps(d, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

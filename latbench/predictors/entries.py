@@ -1,0 +1,200 @@
+"""The entries of a table: what was measured of each Op, and their form as files that people read.
+
+CSV, JSON and Parquet hold one row an Op; what :func:`write_entries` writes, :func:`read_entries` reads back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.errors import ConfigError, FileFormatError, ModelError, NotInstalledError
+from latbench.op import Op
+from latbench.visit import Interval, Measurement
+
+COLUMNS = (
+    "key", "level", "kind", "label", "latency_ms", "low_ms", "high_ms", "visits", "supported", "reason", "macs",
+    "params", "activation_bytes", "weight_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One Op of a table: metrics with 95 % intervals and the number of Visits, or the ``reason`` why it cannot run."""
+
+    op: Op
+    metrics: Mapping[str, Interval]
+    visits: int = 0
+    reason: str = ""
+
+    @classmethod
+    def of(cls, key: str, m: Measurement) -> Entry:
+        """From a Measurement."""
+        return cls(Op.parse(key), dict(m.metrics), m.visits)
+
+    @property
+    def supported(self) -> bool:
+        """True if the device runs it."""
+        return not self.reason
+
+    @property
+    def latency_ms(self) -> float:
+        """Latency in milliseconds, NaN where it is unsupported."""
+        return self.metrics["latency_ms"].value if self.supported else nan
+
+    def row(self) -> dict[str, Any]:
+        """One line for people: the columns of :data:`COLUMNS`."""
+        i = self.metrics.get("latency_ms", Interval(nan, nan, nan))
+        op = self.op
+        return {
+            "key": op.key, "level": op.level, "kind": op.kind, "label": op.label, "latency_ms": i.value,
+            "low_ms": i.low, "high_ms": i.high, "visits": self.visits, "supported": self.supported,
+            "reason": self.reason, "macs": op.macs, "params": op.params, "activation_bytes": op.activation_bytes,
+            "weight_bytes": op.weight_bytes,
+        }  # fmt: skip
+
+
+# -- arrays, for saved predictors -----------------------------------------------------------------------------------
+
+
+def to_arrays(entries: Iterable[Entry]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """``(arrays, names)``: values, low and high of shape (n, metrics) and visits (n,); keys, metrics and reasons."""
+    rows = list(entries)
+    metrics = sorted({m for e in rows for m in e.metrics})
+    none = Interval(nan, nan, nan)
+    table = np.array(
+        [[[i.value, i.low, i.high] for i in (e.metrics.get(m, none) for m in metrics)] for e in rows]
+    ).reshape(len(rows), len(metrics), 3)
+    arrays = {"value": table[..., 0], "low": table[..., 1], "high": table[..., 2]}
+    arrays["visits"] = np.array([e.visits for e in rows], np.int64)
+    reasons = {e.op.key: e.reason for e in rows if e.reason}
+    return arrays, {"keys": [e.op.key for e in rows], "metrics": metrics, "unsupported": reasons}
+
+
+def from_arrays(arrays: Mapping[str, npt.NDArray[Any]], names: Any, where: str) -> dict[str, Entry]:
+    """The inverse of :func:`to_arrays`. Raises :class:`FileFormatError`."""
+    try:
+        keys, metrics, reasons = list(names["keys"]), list(names["metrics"]), dict(names["unsupported"])
+        value, low, high = (np.asarray(arrays[n], np.float64) for n in ("value", "low", "high"))
+        visits = np.asarray(arrays["visits"], np.int64)
+        if not value.shape == low.shape == high.shape == (len(keys), len(metrics)) or visits.shape != (len(keys),):
+            raise FileFormatError(f"{where}: truncated: {len(keys)} keys but arrays of shape {value.shape}")
+        out = {}
+        for k, key in enumerate(keys):
+            found = {
+                m: Interval(float(value[k, j]), float(low[k, j]), float(high[k, j]))
+                for j, m in enumerate(metrics)
+                if not np.isnan(value[k, j])
+            }
+            if "latency_ms" not in found and key not in reasons:
+                raise FileFormatError(f"{where}: {key} has neither a latency nor a reason why it cannot run")
+            out[key] = Entry(Op.parse(key), found, int(visits[k]), reasons.get(key, ""))
+    except (KeyError, TypeError, ValueError, ModelError) as e:
+        raise FileFormatError(f"{where}: not the entries of a table: {e!r}") from e
+    return out
+
+
+# -- files for people -----------------------------------------------------------------------------------------------
+
+
+def write_entries(entries: Iterable[Entry], path: str | Path) -> Path:
+    """Write rows as CSV, JSON or Parquet, by the file's suffix. Raises :class:`ConfigError` for another one."""
+    p, rows = Path(path), [e.row() for e in entries]
+    if p.suffix == ".csv":
+        with p.open("w", encoding="utf-8", newline="") as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            writer.writerows({k: _text(v) for k, v in r.items()} for r in rows)
+    elif p.suffix == ".json":
+        text = json.dumps([{k: _plain(v) for k, v in r.items()} for r in rows], indent=1, allow_nan=False)
+        p.write_text(text + "\n", "utf-8")
+    elif p.suffix == ".parquet":
+        pa, pq = _pyarrow()
+        pq.write_table(pa.table({c: [_plain(r[c]) for r in rows] for c in COLUMNS}), p)
+    else:
+        raise ConfigError(f"{p}: entries are written as .csv, .json or .parquet, not {p.suffix!r}")
+    return p
+
+
+def read_entries(path: str | Path) -> dict[str, Entry]:
+    """Key → entry from a CSV, JSON or Parquet file with at least the columns ``key`` and ``latency_ms``.
+
+    Without ``low_ms`` and ``high_ms`` an interval has no width. Raises :class:`FileFormatError` naming file, row and
+    column.
+    """
+    p = Path(path)
+    try:
+        if p.suffix == ".csv":
+            with p.open(encoding="utf-8", newline="") as f:
+                rows: list[dict[str, Any]] = list(csv.DictReader(f))
+        elif p.suffix == ".json":
+            rows = json.loads(p.read_text("utf-8"))
+        elif p.suffix == ".parquet":
+            pa, pq = _pyarrow()
+            try:
+                rows = pq.read_table(p).to_pylist()
+            except pa.ArrowException as e:
+                raise FileFormatError(f"{p}: not Parquet: {e}") from e
+        else:
+            raise ConfigError(f"{p}: entries are read from .csv, .json or .parquet, not {p.suffix!r}")
+    except FileNotFoundError:
+        raise ConfigError(f"{p}: no such file") from None
+    except (ValueError, csv.Error) as e:
+        raise FileFormatError(f"{p}: not {p.suffix[1:].upper()}: {e}") from e
+    if not isinstance(rows, list):
+        raise FileFormatError(f"{p}: expected a list of rows")
+    out: dict[str, Entry] = {}
+    for n, row in enumerate(rows, 1):
+        entry = _entry(row, f"{p}, row {n}")
+        if entry.op.key in out:
+            raise FileFormatError(f"{p}, row {n}: {entry.op.key} is there twice")
+        out[entry.op.key] = entry
+    return out
+
+
+def _entry(row: Any, where: str) -> Entry:
+    if not isinstance(row, dict) or not row.get("key"):
+        raise FileFormatError(f"{where}: no column 'key'")
+    try:
+        op = Op.parse(row["key"])
+    except ModelError as e:
+        raise FileFormatError(f"{where}, column 'key': {e}") from e
+    reason = str(row.get("reason") or "")
+    visits = row.get("visits") or 0
+    try:
+        visits = int(visits)
+        if reason:
+            return Entry(op, {}, visits, reason)
+        value = float(row.get("latency_ms") or "nan")
+        low, high = (float(row[c]) if row.get(c) not in (None, "") else value for c in ("low_ms", "high_ms"))
+    except (TypeError, ValueError) as e:
+        raise FileFormatError(f"{where}: {e}") from e
+    if not (isfinite(value) and value > 0):
+        raise FileFormatError(f"{where}, column 'latency_ms': a latency is a positive number, not {value}")
+    return Entry(op, {"latency_ms": Interval(value, low, high)}, visits)
+
+
+def _text(v: Any) -> Any:
+    # repr gives the shortest text that reads back to the same number.
+    return repr(v) if isinstance(v, float) and isfinite(v) else "" if isinstance(v, float) else v
+
+
+def _plain(v: Any) -> Any:
+    return None if isinstance(v, float) and not isfinite(v) else v
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as e:
+        raise NotInstalledError("pyarrow", "pip install 'latbench[parquet]'", "for Parquet files") from e
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,160 @@
+"""Predictors on disk: a folder with a card and data files, each covered by a checksum; nothing is unpickled.
+
+:func:`load_predictor` takes a folder, or the name of a table that this package brings along, and refuses what is
+truncated, tampered with or newer than it understands, saying which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench import plugins
+from latbench.card import Card
+from latbench.errors import ConfigError, FileFormatError, SettingMismatchError
+from latbench.predictor import Predictor
+from latbench.setting import Setting
+
+CARD = "card.json"
+
+
+def load_predictor(path: str | Path, *, setting: Setting | None = None) -> Predictor:
+    """Load a saved predictor from its folder, or a bundled one by name.
+
+    With ``setting``, a predictor of another Setting raises :class:`SettingMismatchError` naming the fields that differ.
+    Raises :class:`FileFormatError` for a folder that cannot be trusted, :class:`ConfigError` where there is none.
+    """
+    folder = find_folder(path)
+    card = Card.loads(_read(folder / CARD), str(folder / CARD))
+    if setting is not None:
+        require_setting(card, setting, str(folder))
+    predictor: Predictor = plugins.load("predictors", card.predictor).load(folder)
+    return predictor
+
+
+def require_setting(card: Card, setting: Setting, where: str = "") -> None:
+    """Raise :class:`SettingMismatchError` if the card is for another Setting."""
+    if differences := card.setting.differences(setting):
+        what = f"{where}: " if where else ""
+        raise SettingMismatchError(
+            f"{what}this {card.predictor} is for another Setting (its own ≠ the one asked for):\n  "
+            + "\n  ".join(differences)
+        )
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder of a predictor: a path, or a bundled name. Raises :class:`ConfigError` that lists the bundled ones."""
+    folder = Path(path)
+    if (folder / CARD).is_file():
+        return folder
+    from latbench import tables
+
+    if str(path) in tables.names():
+        return Path(tables.path(str(path)))
+    if folder.is_dir():
+        raise FileFormatError(f"{folder}: no {CARD}: not a saved predictor, or a truncated one")
+    bundled = ", ".join(tables.names()) or "none"
+    raise ConfigError(f"{path}: no such predictor folder, and no bundled table of that name; bundled: {bundled}")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A saved predictor's card and the verified bytes of its data files."""
+
+    path: Path
+    card: Card
+    files: Mapping[str, bytes]
+
+    def bytes(self, name: str) -> bytes:
+        """A data file. Raises :class:`FileFormatError` if the card does not list it."""
+        if name not in self.files:
+            raise FileFormatError(f"{self.path}: truncated: {name} is missing")
+        return self.files[name]
+
+    def json(self, name: str) -> Any:
+        """A JSON data file."""
+        try:
+            return json.loads(self.bytes(name))
+        except (ValueError, RecursionError) as e:
+            raise FileFormatError(f"{self.path / name}: not JSON: {e}") from e
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """An npz data file."""
+        try:
+            with np.load(io.BytesIO(self.bytes(name)), allow_pickle=False) as data:
+                return {k: data[k] for k in data.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+            raise FileFormatError(f"{self.path / name}: not an npz file of plain arrays: {e}") from e
+
+
+def read_folder(path: str | Path, predictor: str) -> Folder:
+    """Read a folder and check card, kind and checksums. Raises :class:`FileFormatError`."""
+    folder = find_folder(path)
+    card = Card.loads(_read(folder / CARD), str(folder / CARD))
+    if card.predictor != predictor:
+        raise FileFormatError(f"{folder}: holds a {card.predictor!r} predictor, not a {predictor!r}")
+    files = {}
+    for name, digest in card.files.items():
+        if Path(name).name != name:
+            raise FileFormatError(f"{folder / CARD}: tampered with: file name {name!r} leaves the folder")
+        data = _read(folder / name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise FileFormatError(f"{folder / name}: truncated or tampered with: its SHA-256 is not the card's")
+        files[name] = data
+    return Folder(folder, card, files)
+
+
+def write_folder(path: str | Path, card: Card, files: Mapping[str, bytes]) -> tuple[Path, Card]:
+    """Write a predictor's folder whole or not at all; gives it and the card with checksums.
+
+    An earlier predictor at ``path`` is replaced. Raises :class:`ConfigError` if something else is there.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is no saved predictor; choose another path")
+    card = card.replace(files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+    draft.mkdir()
+    try:
+        for name, data in {**files, CARD: card.dumps().encode()}.items():
+            (draft / name).write_bytes(data)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder, card
+
+
+def npz(**arrays: npt.NDArray[Any]) -> bytes:
+    """Arrays as the bytes of an npz file. Object arrays, which would be pickled, are refused by numpy."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def as_json(value: Any) -> bytes:
+    """A JSON data file's bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileFormatError(f"{path}: truncated: the file is missing") from None
+    except OSError as e:
+        raise FileFormatError(f"{path}: cannot be read: {e}") from e

@@ -1,0 +1,90 @@
+"""The units of a network in a Setting, planned on this host and cached.
+
+A plan depends on the network's structure and the Setting alone, so it is kept by their keys, in memory and on disk:
+a network that was planned once is predicted in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from latbench import plugins
+from latbench.device import Unit
+from latbench.errors import ModelError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.setting import Setting
+
+SCHEMA = 1
+_MEMORY: dict[str, str] = {}
+_OPS: dict[str, Op] = {}
+
+
+def cache_folder() -> Path:
+    """Where plans are kept: ``LATBENCH_CACHE``, else the user's cache folder."""
+    if given := os.environ.get("LATBENCH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latbench"
+
+
+def units(setting: Setting, net: Network) -> list[Unit]:
+    """What the Setting's runtime runs for ``net``, in execution order.
+
+    Raises :class:`~latbench.errors.NotInstalledError` where the runtime is missing and the plan not cached.
+    """
+    name = hashlib.sha256(f"{SCHEMA} {setting.hash} {net.key}".encode()).hexdigest()[:32]
+    text = _MEMORY.get(name) or _read(name)
+    if text is not None and (known := _decode(text, net)) is not None:
+        _MEMORY[name] = text
+        return known
+    made: list[Unit] = plugins.load("runtimes", setting.runtime).plan(setting, net)
+    text = _encode(made, net)
+    _MEMORY[name] = text
+    _write(name, text)
+    return made
+
+
+def _encode(made: list[Unit], net: Network) -> str:
+    # Nodes and tensors by position: equal keys mean equal structure, not equal names.
+    node = {n.name: i for i, n in enumerate(net.nodes)}
+    tensor = {t: [i, j] for i, n in enumerate(net.nodes) for j, t in enumerate(n.outputs)}
+    rows = [
+        [u.op.key, [node[n] for n in u.nodes], [tensor.get(t, t) for t in u.outputs], u.name, u.provider] for u in made
+    ]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def _decode(text: str, net: Network) -> list[Unit] | None:
+    try:
+        out = []
+        for key, nodes, outputs, name, provider in json.loads(text):
+            if key not in _OPS:
+                _OPS[key] = Op.parse(key)
+            tensors = tuple(t if isinstance(t, str) else net.nodes[t[0]].outputs[t[1]] for t in outputs)
+            out.append(Unit(_OPS[key], tuple(net.nodes[i].name for i in nodes), tensors, name, provider))
+        return out
+    except (ValueError, TypeError, IndexError, ModelError):
+        # A damaged cache file is made again.
+        return None
+
+
+def _read(name: str) -> str | None:
+    try:
+        return (cache_folder() / "plans" / name[:2] / f"{name}.json").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write(name: str, text: str) -> None:
+    path = cache_folder() / "plans" / name[:2] / f"{name}.json"
+    draft = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, "utf-8")
+        draft.replace(path)
+    except OSError:
+        # A cache that cannot be written only costs time.
+        draft.unlink(missing_ok=True)
