@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 from latbench import plugins
@@ -36,16 +37,52 @@ def block_kind(name: str) -> Callable[[Recipe], Recipe]:
 def block_op(kind: str, inputs: Iterable[TensorSpec], **attrs: Any) -> Op:
     """A block's Op in canonical form: attributes equal to the recipe's defaults are left out.
 
-    Raises :class:`ModelError` for an unknown kind or attribute, or a missing one.
+    Raises :class:`ModelError` for an unknown kind or attribute, a missing one, or one of a wrong type.
     """
-    signature = inspect.signature(_recipe(kind))
-    keywords = {n: p for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
-    required = {n for n, p in keywords.items() if p.default is p.empty}
-    if wrong := set(attrs) - set(keywords) or required - set(attrs):
-        what = "has no" if wrong <= set(attrs) else "needs"
-        raise ModelError(f"block {kind!r} {what} {', '.join(sorted(wrong))}; its attributes: {', '.join(keywords)}")
-    attrs = {n: tuple(v) if isinstance(v, list) else v for n, v in attrs.items()}
-    return Op.make(kind, inputs, level="block", **{n: v for n, v in attrs.items() if v != keywords[n].default})
+    keywords = _keywords(_recipe(kind))
+    if unknown := [n for n in attrs if n not in keywords]:
+        raise ModelError(f"block {kind!r} has no {', '.join(unknown)}; its attributes: {', '.join(keywords)}")
+    if missing := [n for n, p in keywords.items() if p.default is p.empty and n not in attrs]:
+        raise ModelError(f"block {kind!r} needs {', '.join(missing)}; its attributes: {', '.join(keywords)}")
+    given: dict[str, Any] = {}
+    for name, value in attrs.items():
+        expected = _TYPES.get(str(keywords[name].annotation))
+        if expected and not (isinstance(value, expected[1]) and (bool in expected[1] or not isinstance(value, bool))):
+            raise ModelError(f"block {kind!r}: {name} must be {expected[0]}, not {value!r}")
+        value = tuple(value) if isinstance(value, list) else value
+        if value != keywords[name].default:
+            given[name] = value
+    return Op.make(kind, inputs, level="block", **given)
+
+
+def block_defaults(kind: str) -> dict[str, Any]:
+    """The defaults of a block's attributes; empty for a kind that nobody registered."""
+    if kind not in _KINDS:
+        _load_spaces()
+    if kind not in _KINDS:
+        return {}
+    recipe = _KINDS[kind]
+    return {n: p.default for n, p in _keywords(recipe).items() if p.default is not p.empty}
+
+
+#: Types by annotation; other annotations are a recipe's own business.
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("an integer", (int, Integral)),
+    "float": ("a number", (Real,)),
+    "bool": ("true or false", (bool,)),
+    "str": ("a string", (str,)),
+    "Sequence[int]": ("a list of integers", (list, tuple)),
+}
+
+
+@cache
+def _signature(recipe: Recipe) -> inspect.Signature:
+    return inspect.signature(recipe)
+
+
+@cache
+def _keywords(recipe: Recipe) -> dict[str, inspect.Parameter]:
+    return {n: p for n, p in _signature(recipe).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def _recipe(kind: str) -> Recipe:
@@ -67,7 +104,12 @@ def _load_spaces() -> None:
 
 def build(b: NetworkBuilder, op: Op, inputs: Sequence[str]) -> tuple[str, ...]:
     """Add a block's primitives to a builder; gives its output tensors."""
-    return (_recipe(op.kind)(b, *inputs, **op.attributes),)
+    recipe = _recipe(op.kind)
+    try:
+        _signature(recipe).bind(b, *inputs, **op.attributes)
+    except TypeError as e:
+        raise ModelError(f"block {op.key}: {e}") from e
+    return (recipe(b, *inputs, **op.attributes),)
 
 
 def expand(op: Op) -> Network:
@@ -79,10 +121,10 @@ def expand(op: Op) -> Network:
         return b.build(*build(b, op, names))
     if op.level == "primitive":
         return b.build(*b.node(op, names, op.kind))
-    made: list[tuple[str, ...]] = []
+    values: list[str] = []
     for step in op.body:
-        made.append(b.node(step.op, [names[-i - 1] if i < 0 else made[i][0] for i in step.inputs], step.op.kind))
-    return b.build(*(made[i][0] for i in op.outputs_of_body))
+        values += b.node(step.op, [names[-i - 1] if i < 0 else values[i] for i in step.inputs], step.op.kind)
+    return b.build(*(values[i] for i in op.outputs_of_body))
 
 
 # -- layers of block lists ------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Node:
-    """One primitive in a graph. ``inputs`` and ``outputs`` name tensors; weights belong to the node, not to the graph."""
+    """One primitive in a graph. ``inputs`` and ``outputs`` name tensors; weights belong to the node, not the graph."""
 
     name: str
     op: Op
@@ -140,7 +140,7 @@ class Network:
         return to_onnx(self, opset=opset, ir_version=ir_version, seed=seed)
 
     def to_torch(self, *, seed: int = 0) -> torch.nn.Module:
-        """The network as a module whose parameters are named ``<node name>.<weight>``; same outputs as the ONNX form."""
+        """The network as a module with parameters ``<node name>.<weight>``; same outputs as the ONNX form."""
         from latbench.torch_build import to_torch
 
         return to_torch(self, seed=seed)
@@ -254,7 +254,7 @@ class NetworkBuilder:
     ) -> str:
         """A two-dimensional convolution padded by ``kernel // 2``, with optional batch norm and activation."""
         k = (kernel, kernel) if isinstance(kernel, int) else kernel
-        pads = tuple(dilation * (i - 1) // 2 for i in k) * 2
+        pads = tuple(dilation * (i // 2) for i in k) * 2
         y = self.op(
             "conv", x, name=name, out_channels=out, kernel=k, stride=(stride, stride), pads=pads,
             dilation=(dilation, dilation), groups=groups, bias=bias,

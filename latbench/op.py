@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from latbench.errors import ModelError
@@ -27,7 +28,8 @@ Attr: TypeAlias = "bool | int | float | str | tuple[Any, ...]"
 SCHEMA = "op1"
 #: Bytes of one element, by data type.
 DTYPE_BYTES: Mapping[str, float] = {
-    "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "i4": 0.5, "bool": 1,
+    "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i4": 0.5,
+    "u64": 8, "u32": 4, "u16": 2, "u8": 1, "u4": 0.5, "bool": 1,
 }  # fmt: skip
 
 
@@ -70,28 +72,45 @@ class TensorSpec:
 class Step:
     """One primitive inside a unit.
 
-    ``inputs`` refer to the unit's own inputs as ``-1, -2, …`` and to the outputs of earlier steps as ``0, 1, …``.
+    ``inputs`` refer to the unit's own inputs as ``-1, -2, …`` and to the values made by earlier steps as ``0, 1, …``:
+    the outputs of the steps in order, so that value ``i`` is step ``i`` unless a step before it has several outputs.
     """
 
     op: Op
     inputs: tuple[int, ...]
 
 
+_KIND = re.compile(r"[A-Za-z0-9_.+/-]+")
+_QUANT = re.compile(r"[a-z0-9_.-]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
 def _freeze(value: Any) -> Attr:
     if isinstance(value, (list, tuple)):
         return tuple(_freeze(v) for v in value)
-    if isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (bool, str)):
         return value
-    raise ModelError(f"an Op attribute must be a number, a string or a tuple of them, not {value!r}")
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and isfinite(value):
+        return float(value) + 0.0  # -0.0 and 0.0 are one number, hence one key
+    raise ModelError(f"an Op attribute must be a finite number, a string or a tuple of them, not {value!r}")
 
 
-@dataclass(frozen=True)
+def _frozen(attrs: Mapping[str, Any]) -> tuple[tuple[str, Attr], ...]:
+    if wrong := [n for n in attrs if not _NAME.fullmatch(n)]:
+        raise ModelError(f"attribute names are lower-case words, not {', '.join(map(repr, wrong))}")
+    return tuple(sorted((k, _freeze(v)) for k, v in attrs.items()))
+
+
+@dataclass(frozen=True, eq=False)
 class Op:
-    """A frozen operator; see the module's text for its three levels.
+    """A frozen operator, equal to another where their keys are; see the module's text for its three levels.
 
-    ``attrs`` are sorted name-value pairs; use :meth:`make` to build one from keywords. ``quant`` names a quantisation
-    form (``""`` for none, else e.g. ``"w8a8"``), ``density`` the share of non-zero weights. ``outputs`` of ``body`` is
-    the tuple of step indices that leave a unit.
+    ``attrs`` are sorted name-value pairs in canonical form: those that equal their default are left out
+    (:attr:`attributes` has them all); use :meth:`make` to build an Op from keywords. ``quant`` names a quantisation
+    form (``""`` for none, else e.g. ``"w8a8"``), ``density`` the share of non-zero weights. ``outputs_of_body`` are
+    the values of ``body`` that leave a unit, numbered as :class:`Step` says.
     """
 
     level: Level
@@ -103,6 +122,20 @@ class Op:
     body: tuple[Step, ...] = field(default=(), repr=False)
     outputs_of_body: tuple[int, ...] = field(default=(), repr=False)
 
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.kind):
+            raise ModelError(f"not the name of an Op kind: {self.kind!r}")
+        if not _QUANT.fullmatch(self.quant):
+            raise ModelError(f"{self.kind}: not the name of a quantisation form: {self.quant!r}")
+        if not 0 < self.density <= 1:
+            raise ModelError(f"{self.kind}: density is the share of non-zero weights, in (0, 1]; got {self.density}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Op) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     @classmethod
     def make(
         cls,
@@ -113,21 +146,53 @@ class Op:
         density: float = 1.0,
         **attrs: Any,
     ) -> Op:
-        """An Op from keywords; lists become tuples. Primitives are checked by inferring their output shape."""
-        op = cls(level, kind, tuple(inputs), tuple(sorted((k, _freeze(v)) for k, v in attrs.items())), quant, density)
+        """An Op of level primitive or block from keywords; lists become tuples.
+
+        A primitive's attributes are checked against :mod:`latbench.primitives`, and its output shape is inferred.
+        Blocks are checked by :func:`latbench.blocks.block_op`. Raises :class:`ModelError`.
+        """
+        return cls._make(level, kind, tuple(inputs), quant, density, attrs)
+
+    @classmethod
+    def _make(
+        cls, level: str, kind: str, inputs: tuple[TensorSpec, ...], quant: str, density: float, attrs: Mapping[str, Any]
+    ) -> Op:
         if level == "primitive":
+            from latbench.primitives import canonical
+
+            op = cls("primitive", kind, inputs, _frozen(canonical(kind, inputs, attrs)), quant, density)
             _ = op.outputs
-        return op
+            return op
+        if level == "block":
+            return cls("block", kind, inputs, _frozen(attrs), quant, density)
+        raise ModelError(f"Op.make builds primitives and blocks, not {level!r}; units come from Op.unit")
 
     @classmethod
     def unit(
         cls, kind: str, inputs: Iterable[TensorSpec], body: Iterable[Step], outputs: Iterable[int] = (-1,), **attrs: Any
     ) -> Op:
-        """A unit of fused primitives. ``outputs`` index ``body``; -1 is its last step."""
-        steps = tuple(body)
-        out = tuple(o if o >= 0 else len(steps) + o for o in outputs)
-        frozen = tuple(sorted((k, _freeze(v)) for k, v in attrs.items()))
-        return cls("unit", kind, tuple(inputs), frozen, body=steps, outputs_of_body=out)
+        """A unit of fused primitives. ``outputs`` number the values of ``body``; -1 is the last one.
+
+        Raises :class:`ModelError` where the steps do not fit together.
+        """
+        specs, steps = tuple(inputs), tuple(body)
+        values: list[TensorSpec] = []
+        for i, step in enumerate(steps):
+            if step.op.level != "primitive":
+                raise ModelError(f"unit {kind!r}, step {i}: a unit is made of primitives, not of a {step.op.level}")
+            if any(not -len(specs) <= r < len(values) for r in step.inputs):
+                raise ModelError(f"unit {kind!r}, step {i} ({step.op.kind}) refers to a value that is not there yet")
+            given = tuple(specs[-r - 1] if r < 0 else values[r] for r in step.inputs)
+            if given != step.op.inputs:
+                raise ModelError(
+                    f"unit {kind!r}, step {i} ({step.op.kind}) takes {', '.join(map(str, step.op.inputs))}, "
+                    f"and is given {', '.join(map(str, given))}"
+                )
+            values.extend(step.op.outputs)
+        out = tuple(o if o >= 0 else len(values) + o for o in outputs)
+        if not steps or not out or any(not 0 <= o < len(values) for o in out):
+            raise ModelError(f"unit {kind!r}: outputs {out} are not among its {len(values)} values")
+        return cls("unit", kind, specs, _frozen(attrs), body=steps, outputs_of_body=out)
 
     # -- the key ------------------------------------------------------------------------------------------------
 
@@ -147,22 +212,24 @@ class Op:
 
     @classmethod
     def parse(cls, key: str) -> Op:
-        """The Op that a key stands for. Raises :class:`ModelError` for text that is no key."""
+        """The Op that a key stands for. Raises :class:`ModelError` for text that is no key.
+
+        A block of a kind that nobody registered parses (a table may hold one of a plugin that is not installed here);
+        expanding it is the error.
+        """
         try:
             schema, level, kind, specs, text = key.split(":", 4)
+            if schema != SCHEMA:
+                raise ModelError(f"Op key of schema {schema!r}; this version reads {SCHEMA!r}: {_short(key)}")
             extra = json.loads(text)
-        except ValueError as e:
-            raise ModelError(f"not an Op key: {key!r}") from e
-        if schema != SCHEMA:
-            raise ModelError(f"Op key of schema {schema!r}; this version reads {SCHEMA!r}: {key!r}")
-        if level not in ("primitive", "unit", "block") or not isinstance(extra, dict):
-            raise ModelError(f"not an Op key: {key!r}")
-        body = tuple(Step(cls.parse(f"{SCHEMA}:primitive:{k}"), tuple(i)) for k, i in extra.pop("@body", ()))
-        outputs = tuple(extra.pop("@outputs", ()))
-        quant, density = extra.pop("@quant", ""), extra.pop("@density", 1.0)
-        inputs = tuple(TensorSpec.parse(s) for s in specs.split("+")) if specs else ()
-        attrs = tuple(sorted((k, _freeze(v)) for k, v in extra.items()))
-        return cls(level, kind, inputs, attrs, quant, density, body, outputs)  # type: ignore[arg-type]
+            inputs = tuple(TensorSpec.parse(s) for s in specs.split("+")) if specs else ()
+            quant, density = extra.pop("@quant", ""), extra.pop("@density", 1.0)
+            if level != "unit":
+                return cls._make(level, kind, inputs, quant, density, extra)
+            body = [Step(cls.parse(f"{SCHEMA}:primitive:{k}"), tuple(map(int, i))) for k, i in extra.pop("@body")]
+            return cls.unit(kind, inputs, body, tuple(map(int, extra.pop("@outputs"))), **extra)
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as e:
+            raise ModelError(f"not an Op key: {_short(key)}") from e
 
     def __str__(self) -> str:
         return self.label
@@ -171,7 +238,15 @@ class Op:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """The attributes as a dictionary."""
+        """The attributes as a dictionary, defaults included (an optional attribute that is not set is absent)."""
+        if self.level == "primitive":
+            from latbench.primitives import defaults
+
+            return {**defaults(self.kind, self.inputs), **dict(self.attrs)}
+        if self.level == "block":
+            from latbench.blocks import block_defaults
+
+            return {**block_defaults(self.kind), **dict(self.attrs)}
         return dict(self.attrs)
 
     def __getitem__(self, name: str) -> Any:
@@ -185,7 +260,8 @@ class Op:
 
             return rule(self.kind).infer(self.inputs, self.attributes)
         if self.level == "unit":
-            return tuple(self.body[i].op.outputs[0] for i in self.outputs_of_body)
+            values = [spec for step in self.body for spec in step.op.outputs]
+            return tuple(values[i] for i in self.outputs_of_body)
         net = self.expand()
         return tuple(net.tensors[o] for o in net.outputs)
 
@@ -228,16 +304,23 @@ class Op:
     def params(self) -> int:
         """Learned parameters: weights, biases and batch-norm scale and shift (its running statistics are not)."""
         if self.level == "primitive":
-            learned = (s for n, s in self.param_shapes.items() if n not in ("mean", "var"))
-            return sum(prod(s) for s in learned)
+            from latbench.primitives import rule
+
+            fixed = rule(self.kind).fixed(self.attributes)
+            return sum(prod(s) for n, s in self.param_shapes.items() if n not in fixed)
         return sum(p.params for p in self.primitives)
 
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the weights, all of them, dense, in the Op's data type."""
         if self.level == "primitive":
-            width = DTYPE_BYTES["i8"] if self.quant.startswith("w8") else DTYPE_BYTES[self.inputs[0].dtype]
-            return int(sum(prod(s) for s in self.param_shapes.values()) * width)
+            from latbench.primitives import weight_dtype
+
+            bits = re.match(r"w(\d+)", self.quant)
+            return sum(
+                int(prod(s) * (int(bits[1]) / 8 if bits else DTYPE_BYTES[weight_dtype(self, n)]))
+                for n, s in self.param_shapes.items()
+            )
         return sum(p.weight_bytes for p in self.primitives)
 
     @cached_property
@@ -247,32 +330,31 @@ class Op:
 
     @cached_property
     def label(self) -> str:
-        """A short name for people, e.g. ``mbconv k5 e6 24→40 /2 @56``."""
+        """A short name for people, e.g. ``mbconv k5 24→144→40 /2 relu6 @56``."""
         a = self.attributes
         shape = self.inputs[0].shape if self.inputs else ()
-        parts = [self.kind]
-        if "kernel" in a:
-            k = a["kernel"]
-            parts.append(
-                "k"
-                + (
-                    "x".join(map(str, k))
-                    if isinstance(k, tuple) and len(set(k)) > 1
-                    else str(k if isinstance(k, int) else k[0])
-                )
-            )
+        parts = [f"onnx.{a['op_type']}" if self.kind == "onnx" else self.kind]
+        if kernel := a.get("kernel"):
+            sides = kernel if isinstance(kernel, tuple) else (kernel,)
+            parts.append("k" + ("x".join(map(str, sides)) if len(set(sides)) > 1 else str(sides[0])))
         out = a.get("out") or a.get("out_channels") or a.get("out_features")
         if out and len(shape) > 1:
-            mid = f"→{a['mid']}" if "mid" in a else ""
-            parts.append(f"{shape[1]}{mid}→{out}")
-        s = a.get("stride", 1)
-        s = s[0] if isinstance(s, tuple) and s else s
-        if s not in (1, ()):
-            parts.append(f"/{s}")
+            channels = shape[-1] if self.kind == "linear" and self.level == "primitive" else shape[1]
+            parts.append(f"{channels}→{a['mid']}→{out}" if "mid" in a else f"{channels}→{out}")
+        strides = a.get("stride", 1)
+        strides = strides if isinstance(strides, tuple) else (strides,)
+        if set(strides) - {1}:
+            parts.append("/" + "x".join(map(str, strides if len(set(strides)) > 1 else strides[:1])))
+        if isinstance(groups := a.get("groups", 1), int) and groups > 1:
+            parts.append("dw" if groups == out == shape[1] else f"g{groups}")
         if a.get("se"):
             parts.append("se")
-        if a.get("act") and a["act"] != "none":
+        if a.get("act", "none") != "none":
             parts.append(str(a["act"]))
         if len(shape) == 4:
-            parts.append(f"@{shape[2]}")
+            parts.append(f"@{shape[2]}" if shape[2] == shape[3] else f"@{shape[2]}x{shape[3]}")
         return " ".join(parts)
+
+
+def _short(key: str) -> str:
+    return repr(key if len(key) <= 200 else f"{key[:200]}…")

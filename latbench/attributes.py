@@ -1,0 +1,99 @@
+"""The schema of a primitive's attributes: type, default, bounds; and their canonical form.
+
+An Op's key holds only the attributes that differ from their default, in their declared types, so that one operator has
+one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from latbench.errors import ModelError
+
+
+class _Mark(NamedTuple):
+    word: str
+
+
+#: In place of a default: the attribute must be given; may be left unset.
+REQUIRED, OPTIONAL = _Mark("required"), _Mark("optional")
+
+
+class Attribute(NamedTuple):
+    """Type and default of an attribute.
+
+    ``type`` is int, float, bool, str, ints (a tuple) or any. A callable default is given the number of spatial
+    dimensions. ``low`` bounds ints (each entry); ``choices`` lists the allowed strings; ``length`` gives, from the
+    number of spatial dimensions, how many entries a tuple has.
+    """
+
+    type: str
+    default: Any = REQUIRED
+    low: int | None = None
+    choices: tuple[str, ...] = ()
+    length: Callable[[int], int] | None = None
+
+
+Schema = Mapping[str, Attribute]
+
+
+def defaults(schema: Schema, n: int) -> dict[str, Any]:
+    """Defaults for ``n`` spatial dimensions; the required and the optional attributes are absent."""
+    given = {k: a.default for k, a in schema.items() if not isinstance(a.default, _Mark)}
+    return {k: d(n) if callable(d) else d for k, d in given.items()}
+
+
+def canonical(kind: str, schema: Schema, base: Mapping[str, Any], attrs: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The attributes checked, in their declared types, without those that equal their default in ``base``.
+
+    Raises :class:`ModelError` that names the attribute: unknown, missing, of a wrong type or out of range.
+    """
+    if unknown := [k for k in attrs if k not in schema]:
+        has = f"has {', '.join(schema)}" if schema else "has no attributes"
+        raise ModelError(f"{kind} has no attribute {', '.join(map(repr, unknown))}; it {has}")
+    out = {}
+    for name, a in schema.items():
+        if name not in attrs:
+            if a.default is REQUIRED:
+                raise ModelError(f"{kind} needs the attribute {name!r}")
+            continue
+        value = _typed(kind, name, a, attrs[name], n)
+        if name not in base or value != base[name]:
+            out[name] = value
+    return out
+
+
+def _typed(kind: str, name: str, a: Attribute, value: Any, n: int) -> Any:
+    wrong = ModelError(f"{kind}: {name} must be {_article(a)}, not {value!r}")
+    if a.type == "any":
+        return value
+    if a.type == "bool":
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if a.type == "str":
+        if not isinstance(value, str) or (a.choices and value not in a.choices):
+            raise wrong
+        return value
+    if a.type == "float":
+        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+            raise wrong
+        return float(value)
+    entries = (value,) if a.type == "int" else value
+    if not isinstance(entries, (tuple, list)):
+        raise wrong
+    for v in entries:
+        if isinstance(v, bool) or not isinstance(v, Integral) or (a.low is not None and v < a.low):
+            raise wrong
+    if a.length is not None and len(entries) != a.length(n):
+        raise ModelError(f"{kind}: {name} needs {a.length(n)} entries for {n} spatial dimensions, not {value!r}")
+    return int(value) if a.type == "int" else tuple(map(int, entries))
+
+
+def _article(a: Attribute) -> str:
+    words = {"int": "an integer", "float": "a finite number", "bool": "true or false", "ints": "a tuple of integers"}
+    text = words.get(a.type) or ("one of " + ", ".join(a.choices) if a.choices else "a string")
+    return f"{text} ≥ {a.low}" if a.low is not None else text
