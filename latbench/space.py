@@ -63,6 +63,14 @@ class SearchSpace(ABC):
         """For choices that become no block: True if they give zeros, False if they hand their input on."""
         return False
 
+    def factors(self, position: int) -> tuple[int, ...]:
+        """How many values each property has that the choices of a position combine, the last fastest.
+
+        E.g. (3, 2, 2) for kernel × expand × se. Choices beyond their product (``zero``) combine nothing. Searchers use it
+        to change one property at a time; here all choices are values of one property.
+        """
+        return (self.num_choices[position],)
+
     # -- what follows -------------------------------------------------------------------------------------------
 
     @property

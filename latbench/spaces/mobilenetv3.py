@@ -64,6 +64,10 @@ class MobileNetV3(SearchSpace):
         kernel, expand, se = self._choices[choice]
         return f"k{kernel} e{expand}{' se' if se else ''}"
 
+    def factors(self, position: int) -> tuple[int, ...]:
+        """Kernel × expand × squeeze-and-excitation."""
+        return len(KERNELS), len(EXPANDS), len(self._choices) // (len(KERNELS) * len(EXPANDS))
+
     def build(self, b: NetworkBuilder, arch: Arch) -> str:
         """Stem, separable convolution, 14 searched layers, head convolution, pooling, features, classifier."""
         p = self.params

@@ -79,6 +79,10 @@ class Proxyless(SearchSpace):
         """E.g. ``k5 e6``, or ``zero``."""
         return "zero" if choice == ZERO else f"k{KERNELS[choice // 2]} e{EXPANDS[choice % 2]}"
 
+    def factors(self, position: int) -> tuple[int, ...]:
+        """Kernel × expand; ``zero`` combines nothing."""
+        return len(KERNELS), len(EXPANDS)
+
     def build(self, b: NetworkBuilder, arch: Arch) -> str:
         """Stem, fixed first block, the edges that are not zero, head convolution, pooling, classifier."""
         p = self.params
