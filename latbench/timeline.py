@@ -106,8 +106,8 @@ def _local_medians(z: Floats, knot: npt.NDArray[np.intp], knots: int, span: floa
 class TimeModel:
     """log value = f(features) + g(time): a regression times a smooth function of time.
 
-    Made by :meth:`fit`. Its numbers at times between the fitted ones are *time-interpolated*: they lean on neighbours in
-    time as well as on features, and say nothing of how well features alone predict.
+    Made by :meth:`fit`. Its numbers at times between the fitted ones are *time-interpolated*: they lean on neighbours
+    in time as well as on features, and say nothing of how well features alone predict.
     """
 
     regress: Callable[[Floats], Floats]
@@ -121,7 +121,8 @@ class TimeModel:
     ) -> TimeModel:
         """Fit by turns: the regression to what time leaves, the smooth function to what the regression leaves.
 
-        ``features`` has shape (n, d), ``value`` (n,) positive, ``time`` (n,). ``regressor(X, y)`` gives a function of X.
+        ``features`` has shape (n, d), ``value`` (n,) positive, ``time`` (n,). ``regressor(X, y)`` gives a function
+        of X.
         """
         y = np.log(value)
         drift = np.zeros(len(y))

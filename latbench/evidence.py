@@ -1,0 +1,225 @@
+"""The one way from Visits to numbers: every table, fit, report and error text gets its milliseconds here.
+
+:class:`Evidence` holds the Visits of one Setting that count, sums each up by a named statistic, takes drift off, and
+says how far the centre over Visits can be trusted. Nothing is stored: raw samples are kept, and every number can be
+computed again from the Visits that :meth:`Evidence.uids` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latbench.drift import Drift, fit_drift
+from latbench.errors import NotEnoughDataError
+from latbench.metric import METRICS
+from latbench.protocol import Statistic
+from latbench.setting import Setting
+from latbench.statistics import STATISTICS, Floats, centres, run_statistics, visit_intervals, visit_value
+from latbench.visit import Interval, Measurement, Visit
+
+if TYPE_CHECKING:
+    from latbench.store import Store
+
+_EXTREMES: Mapping[str, str] = {
+    "min": "min is the fastest run of a Visit: what the device can do undisturbed, not what it usually does; "
+    "it falls as runs are added",
+    "first": "first is the first run after loading, one per Visit",
+    "p99": "p99 of a Visit rests on its slowest runs alone",
+}
+
+
+class Evidence:
+    """Visits of one Setting, taken in any number of campaigns, and the numbers that they give.
+
+    Visits without samples are left out; :attr:`excluded` says which and why. Those that were taken again (contended,
+    or a first failure) are not to be given at all: :meth:`from_store` leaves them in the store. Campaigns may be mixed:
+    they lie apart on the time axis, so that each has its own drift, and their control Ops tie their levels together.
+    """
+
+    def __init__(self, visits: Iterable[Visit], setting: Setting) -> None:
+        seen: set[str] = set()
+        self.setting = setting
+        self.visits: list[Visit] = []
+        #: uid of each Visit that was left out → why.
+        self.excluded: dict[str, str] = {}
+        for v in visits:
+            if v.uid and v.uid in seen:
+                continue
+            seen.add(v.uid)
+            if v.ok:
+                self.visits.append(v)
+            else:
+                f = v.failure or v.unsupported
+                self.excluded[v.uid] = f"{f.kind}: {f.message}" if f else "no samples"
+        self._values: dict[tuple[Statistic, bool], Floats] = {}
+        self._drifts: dict[tuple[Statistic, bool], Drift] = {}
+
+    @classmethod
+    def from_store(cls, store: Store, setting: Setting, campaigns: Sequence[str] | None = None) -> Evidence:
+        """The Visits of one Setting in a store, of all campaigns or of those with the given ids."""
+        if campaigns is None:
+            return cls(store.visits(setting), setting)
+        return cls((v for c in campaigns for v in store.visits(setting, campaign=c)), setting)
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """Subject → indices of its Visits; control Visits apart."""
+        rows: dict[str, list[int]] = {}
+        for i, v in enumerate(self.visits):
+            if v.role != "control":
+                rows.setdefault(v.subject, []).append(i)
+        return rows
+
+    def subjects(self, purpose: str | None = None, replica: int | None = None) -> list[str]:
+        """Keys of the subjects with samples, in the order in which they were first measured."""
+        return [s for s in self._rows if self._pick(s, purpose, replica)]
+
+    def uids(self, subject: str, purpose: str | None = None, replica: int | None = None) -> list[str]:
+        """The Visits that a number of :meth:`measurements` comes from."""
+        return [self.visits[i].uid for i in self._pick(subject, purpose, replica)]
+
+    def values(self, statistic: Statistic = "p50", *, drift: bool = True, wait: bool = True) -> Floats:
+        """One value per Visit of :attr:`visits`, milliseconds, shape (visits,).
+
+        ``drift=False`` gives them as measured, ``wait=False`` without taking off scheduler wait.
+        """
+        key = statistic, wait
+        if key not in self._values:
+            self._values[key] = np.array([visit_value(v, statistic, wait=wait) for v in self.visits], np.float64)
+        raw = self._values[key]
+        return raw / np.exp(self.drift(statistic, wait=wait).log_slowdown) if drift else raw
+
+    def drift(self, statistic: Statistic = "p50", *, wait: bool = True) -> Drift:
+        """What drift did to this statistic over all Visits, see :mod:`latbench.drift`."""
+        key = statistic, wait
+        if key not in self._drifts:
+            v = self.visits
+            self._drifts[key] = fit_drift(
+                np.array([0.5 * (x.started + x.ended) for x in v]),
+                self.values(statistic, drift=False, wait=wait),
+                [x.subject for x in v],
+                [kind_of(x) for x in v],
+                np.array([x.role == "control" for x in v], bool),
+            )
+        return self._drifts[key]
+
+    def corrected_values(
+        self, subject: str, statistic: Statistic = "p50", *, drift: bool = True, wait: bool = True
+    ) -> Floats:
+        """One value per Visit of a subject at the reference state, milliseconds, shape (visits,)."""
+        return self.values(statistic, drift=drift, wait=wait)[self._pick(subject, None, None)]
+
+    def measurements(
+        self,
+        statistic: Statistic = "p50",
+        purpose: str | None = None,
+        replica: int | None = None,
+        drift: bool = True,
+        wait: bool = True,
+        *,
+        level: float = 0.95,
+        samples: bool = False,
+    ) -> dict[str, Measurement]:
+        """Subject → Measurement, from the Visits of one ``purpose`` and ``replica`` where these are given.
+
+        ``samples`` fills in ``samples_ns``, one array per Visit, and the environment of the last Visit.
+        """
+        picked = {s: rows for s in self._rows if (rows := self._pick(s, purpose, replica))}
+        if not picked:
+            return {}
+        values = self.values(statistic, drift=drift, wait=wait)
+        slowdown = self.drift(statistic, wait=wait).log_slowdown if drift else np.zeros(len(self.visits))
+        latency = visit_intervals([values[rows] for rows in picked.values()], level)
+        extra = self._other_metrics(picked, level)
+        report = self.drift(statistic, wait=wait).report() if drift else {}
+        out = {}
+        for (subject, rows), interval in zip(picked.items(), latency, strict=True):
+            last = self.visits[rows[-1]]
+            out[subject] = Measurement(
+                subject,
+                self.setting,
+                {"latency_ms": interval, **extra.get(subject, {})},
+                self._statistics(rows, slowdown, wait),
+                len(rows),
+                level,
+                tuple(self.visits[i].samples_ns for i in rows) if samples else (),
+                last.environment if samples else {},
+                report,
+                self._warnings(statistic, len(rows), report),
+            )
+        return out
+
+    def measurement(self, subject: str, statistic: Statistic = "p50", **options: Any) -> Measurement:
+        """The Measurement of one subject with its samples; options as for :meth:`measurements`.
+
+        Raises :class:`NotEnoughDataError` where no Visit of it has samples.
+        """
+        alone = {**options, "samples": True}
+        found = self.measurements(statistic, **alone)
+        if subject not in found:
+            why = "; ".join(sorted(set(self.excluded.values()))[:3])
+            raise NotEnoughDataError(f"no Visit of {subject} has samples{f' ({why})' if why else ''}")
+        return found[subject]
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _pick(self, subject: str, purpose: str | None, replica: int | None) -> list[int]:
+        rows = self._rows.get(subject, [])
+        if purpose is None and replica is None:
+            return rows
+        return [
+            i
+            for i in rows
+            if (purpose is None or self.visits[i].purpose == purpose)
+            and (replica is None or self.visits[i].replica == replica)
+        ]
+
+    @cached_property
+    def _tables(self) -> dict[bool, Floats]:
+        return {}
+
+    def _statistics(self, rows: list[int], slowdown: Floats, wait: bool) -> dict[str, float]:
+        """Every statistic, centred over Visits, drift taken off by the same factors."""
+        if wait not in self._tables:
+            table = np.empty((len(self.visits), len(STATISTICS)))
+            for i, v in enumerate(self.visits):
+                s = run_statistics(v.samples_ns, v.wait_ns, wait=wait)
+                s["first"] = visit_value(v, "first", wait=wait)
+                table[i] = [s[name] for name in STATISTICS]
+            self._tables[wait] = table
+        corrected = self._tables[wait][rows] / np.exp(slowdown[rows])[:, None]
+        return dict(zip(STATISTICS, centres(corrected.T).tolist(), strict=True))
+
+    def _other_metrics(self, picked: Mapping[str, list[int]], level: float) -> dict[str, dict[str, Interval]]:
+        out: dict[str, dict[str, Interval]] = {}
+        for name in METRICS:
+            if name == "latency_ms":
+                continue
+            groups = {
+                s: [x.metrics[name] for i in rows if name in (x := self.visits[i]).metrics]
+                for s, rows in picked.items()
+            }
+            groups = {s: g for s, g in groups.items() if g}
+            for s, interval in zip(groups, visit_intervals([np.array(g) for g in groups.values()], level), strict=True):
+                out.setdefault(s, {})[name] = interval
+        return out
+
+    @staticmethod
+    def _warnings(statistic: Statistic, visits: int, report: Mapping[str, Any]) -> tuple[str, ...]:
+        found = list(report.get("warnings", ()))
+        if statistic in _EXTREMES:
+            found.append(_EXTREMES[statistic])
+        if visits == 1:
+            found.append("one Visit: no interval can be given")
+        return tuple(found)
+
+
+def kind_of(visit: Visit) -> str:
+    """What drift correction groups a Visit by: the Op's kind, or ``"network"``."""
+    if visit.role == "op" and visit.subject.count(":") > 2:
+        return visit.subject.split(":", 3)[2]
+    return visit.role

@@ -1,0 +1,87 @@
+"""Measuring one subject now: Visits are added until the interval over them is as narrow as the protocol asks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+from latbench import errors
+from latbench.device import Device, Job
+from latbench.errors import DeviceError, UnsupportedOpError
+from latbench.evidence import Evidence
+from latbench.network import Network
+from latbench.op import Op
+from latbench.protocol import Protocol
+from latbench.statistics import contention
+from latbench.visit import Measurement, Visit
+
+
+def measure(
+    device: Device,
+    subject: Network | Op,
+    protocol: Protocol,
+    *,
+    progress: Callable[[Visit, Measurement | None], None] | None = None,
+) -> Measurement:
+    """Measure one subject on an open device, without a store.
+
+    Each Visit is taken by a fresh process: memory layout differs from process to process and moves the latency of small
+    Ops by more than the spread inside one, so that Visits of one process would look more certain than they are. Visits
+    are added from ``min_visits`` until the 95 % interval is within ± ``target_ci`` of the value or ``max_visits`` is
+    reached; a contended Visit is taken again, at most ``max_requeues`` times for each Visit asked for. ``progress`` is
+    called after every Visit with the Measurement so far, once there are two.
+
+    Raises the device's error where no Visit gave samples: :class:`UnsupportedOpError` where the device says that it
+    cannot run the subject, else the typed error of the last failure.
+    """
+    taken: list[Visit] = []
+    evidence = Evidence([], device.setting)
+    result: Measurement | None = None
+    contended = failed = 0
+    for number in itertools.count():
+        good = len(evidence.uids(subject.key))
+        if good >= protocol.max_visits or (good >= protocol.min_visits and result and _narrow(result, protocol)):
+            break
+        own = None
+        for v in device.visits([Job(f"measure/{number}", subject)], protocol):
+            if v.role != "control":
+                own = v
+            taken.append(v)
+        if own is None:
+            raise DeviceError(f"{device.profile.name}: the run ended without a Visit of {subject.key}")
+        if own.unsupported:
+            raise UnsupportedOpError(subject.key, own.unsupported.message)
+        if own.failure:
+            failed += 1
+            if failed > protocol.max_requeues:
+                break
+        elif (
+            contended < protocol.max_requeues * protocol.min_visits
+            and contention(own.samples_ns, own.wait_ns) > protocol.contention_ratio
+        ):
+            contended += 1
+            taken = [v for v in taken if v is not own]
+        evidence = Evidence(taken, device.setting)
+        result = evidence.measurement(subject.key, protocol.statistic) if evidence.uids(subject.key) else None
+        if progress is not None:
+            progress(own, result)
+    if result is None:
+        raise _error(next(v for v in reversed(taken) if v.failure))
+    if contended:
+        result = replace(result, warnings=(*result.warnings, f"{contended} contended Visits were taken again"))
+    return result
+
+
+def _narrow(m: Measurement, protocol: Protocol) -> bool:
+    return max(m.high_ms - m.latency_ms, m.latency_ms - m.low_ms) <= protocol.target_ci * m.latency_ms
+
+
+def _error(visit: Visit) -> DeviceError:
+    """The error that a failed Visit stands for, as the class that its kind names."""
+    assert visit.failure is not None
+    kind = getattr(errors, visit.failure.kind, DeviceError)
+    text = f"{visit.subject}: {visit.failure.message}"
+    if isinstance(kind, type) and issubclass(kind, DeviceError) and kind.__init__ is Exception.__init__:
+        return kind(text)
+    return DeviceError(f"{text} ({visit.failure.kind})")
