@@ -37,11 +37,9 @@ def a_campaign(
                 for c in CONTROLS:
                     ms = float(np.exp(slow + rng.normal(0, 0.003)))
                     out.append(visit(c, ms, t, f"{seed}c{len(out)}", role="control"))
-            out.append(
-                visit(f"op{i:02}", float((1 + i) * np.exp(slow + rng.normal(0, 0.005))), t, f"{seed}v{len(out)}")
-            )
+            ms = float((1 + i) * np.exp(slow + rng.normal(0, 0.005)))
+            out.append(visit(f"op{i:02}", ms, t, f"{seed}v{len(out)}"))
             t += 0.11 * 1.1
-        assert r < rounds
     return out
 
 
