@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -59,10 +60,8 @@ class Card:
     @property
     def profile_command(self) -> str:
         """The command that measures more for this predictor."""
-        parts = ["latbench profile", f"--device {self.device.get('profile', self.setting.device)}"]
-        if self.space:
-            parts.append(f"--space {self.space['name']}")
-        return " ".join(parts)
+        device = str(self.device.get("profile") or self.setting.device)
+        return f"latbench profile --device {shlex.quote(device)}" + (space_options(self.space) if self.space else "")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the checksum among them; :meth:`from_json` reads them back."""
@@ -102,6 +101,20 @@ class Card:
             return cls(**{**d, "setting": Setting.from_json(d["setting"]), "notes": tuple(d["notes"])})
         except (KeyError, TypeError, ConfigError) as e:
             raise FileFormatError(f"{where}: not a card of schema {d['schema']}: {e}") from e
+
+
+def space_options(spec: Mapping[str, Any]) -> str:
+    """The command-line options that make a space again: `` --space NAME --set KEY=VALUE …``, defaults left out."""
+    from latbench import load_space
+
+    try:
+        default = load_space(spec["name"]).params
+    except ConfigError:
+        # A space of a plugin that is not installed here, or one without defaults.
+        default = {}
+    changed = {k: v for k, v in spec.items() if k != "name" and (k not in default or default[k] != v)}
+    texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items()]
+    return f" --space {spec['name']}" + "".join(f" --set {shlex.quote(t)}" for t in texts)
 
 
 def _checksum(d: Mapping[str, Any]) -> str:

@@ -102,12 +102,12 @@ class Validation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; numbers that are undefined are None."""
-        return _no_nan(asdict(self))
+        return {k: _no_nan(v) for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, d: Mapping[str, Any]) -> Validation:
         """The inverse of :meth:`to_json`."""
-        d = _nan(dict(d))
+        d = {k: _nan(v) for k, v in d.items()}
         scores = {k: Score(**v) for k, v in d["baselines"].items()}
         return cls(**{**d, "score": Score(**d["score"]), "baselines": scores})
 

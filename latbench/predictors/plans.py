@@ -24,10 +24,8 @@ _OPS: dict[str, Op] = {}
 
 
 def cache_folder() -> Path:
-    """Where plans are kept: ``LATBENCH_CACHE``, else the user's cache folder."""
-    if given := os.environ.get("LATBENCH_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latbench"
+    """Where plans are kept: ``$XDG_CACHE_HOME/latbench/plans``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latbench" / "plans"
 
 
 def units(setting: Setting, net: Network) -> list[Unit]:
@@ -73,13 +71,13 @@ def _decode(text: str, net: Network) -> list[Unit] | None:
 
 def _read(name: str) -> str | None:
     try:
-        return (cache_folder() / "plans" / name[:2] / f"{name}.json").read_text("utf-8")
+        return (cache_folder() / name[:2] / f"{name}.json").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def _write(name: str, text: str) -> None:
-    path = cache_folder() / "plans" / name[:2] / f"{name}.json"
+    path = cache_folder() / name[:2] / f"{name}.json"
     draft = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

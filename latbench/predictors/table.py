@@ -26,9 +26,12 @@ from latbench.predictors import files, plans
 from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group
 from latbench.predictors.entries import Entry, from_arrays, to_arrays, write_entries
 from latbench.predictors.gather import estimate_archs
+from latbench.predictors.hygiene import check, diff
 from latbench.predictors.nearest import unknown
 from latbench.space import SearchSpace
 from latbench.visit import ArchEstimates, Estimate, Interval, Part
+
+__all__ = ["Coverage", "Table", "Use", "check", "diff"]
 
 
 @dataclass(frozen=True)

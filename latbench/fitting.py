@@ -1,0 +1,273 @@
+"""From Visits in a store to a latency model: ``lb.fit("table", store=…, device=…)``.
+
+:func:`fit` takes the newest Setting of a device, sums up its Visits, lets cross-validation on the calibration networks
+choose the statistic unless the caller names one, fits the predictor, and checks it on held-out measured networks. What
+it chose and how right it was is in the predictor's card.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from latbench import plugins
+from latbench.card import Card
+from latbench.errors import ConfigError, NotEnoughDataError, UnknownOpError, UnsupportedOpError
+from latbench.network import Network
+from latbench.predictor import FitData, MeasuredNetwork, Predictor
+from latbench.protocol import Statistic
+from latbench.validation import Validation
+
+if TYPE_CHECKING:
+    from latbench.device import Device
+    from latbench.setting import Setting
+    from latbench.space import SearchSpace
+    from latbench.store import Store
+
+#: What "auto" chooses among.
+STATISTICS: tuple[Statistic, ...] = ("p50", "p25", "min", "sustained")
+#: Another statistic than the protocol's must lower the cross-validated RMSPE by this share to be chosen.
+MIN_GAIN = 0.05
+
+
+def fit(
+    name: str,
+    *,
+    store: Store | str | Path | None = None,
+    device: Device | str | None = None,
+    space: SearchSpace | str | None = None,
+    statistic: Statistic | Literal["auto"] | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+    campaigns: Sequence[str] | None = None,
+    **options: Any,
+) -> Predictor:
+    """Fit the predictor of an entry point's name to the Visits of a device's newest Setting.
+
+    ``device`` is a profile's name, an identity or a Device; without it the store must hold one device. ``space`` keeps
+    only networks of that space (a name keeps those of that name). ``statistic`` is one of
+    :data:`latbench.protocol.Statistic`; None or "auto" lets cross-validation choose among :data:`STATISTICS`.
+    ``campaigns`` (ids) limits the evidence. ``options`` go to the predictor. Raises :class:`NotEnoughDataError` naming
+    the command that measures what is missing, and :class:`ConfigError`.
+    """
+    from latbench.store import Store
+
+    cls: type[Predictor] = plugins.load("predictors", name)
+    if store is None:
+        raise ConfigError(f"fit({name!r}): store is missing; give the store that the campaign wrote")
+    if statistic not in (None, "auto", *get_args(Statistic)):
+        known = ", ".join(("auto", *get_args(Statistic)))
+        raise ConfigError(f"statistic: no statistic named {statistic!r}; known: {known}")
+    if isinstance(store, Store):
+        return _fit(cls, store, device, space, statistic, level, seed, campaigns, options)
+    with Store.open(store) as opened:
+        return _fit(cls, opened, device, space, statistic, level, seed, campaigns, options)
+
+
+def _fit(
+    cls: type[Predictor],
+    store: Store,
+    device: Device | str | None,
+    space: SearchSpace | str | None,
+    statistic: Statistic | Literal["auto"] | None,
+    level: float,
+    seed: int,
+    campaigns: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> Predictor:
+    gathered = Gathered(store, _setting(store, device), _profile(store, device), space, campaigns)
+    scores: dict[Statistic, float] = {}
+    if statistic is None or statistic == "auto":
+        chosen = gathered.protocol_statistic
+        scores = _statistic_scores({s: gathered.data(cls.name, s) for s in dict.fromkeys((chosen, *STATISTICS))})
+        best = min(scores, key=lambda s: scores[s], default=chosen)
+        if best != chosen and (chosen not in scores or scores[best] < (1 - MIN_GAIN) * scores[chosen]):
+            chosen = best
+    else:
+        chosen = statistic
+    predictor = cls.fit(gathered.data(cls.name, chosen), level=level, seed=seed, **options)
+    card = predictor.card
+    if scores:
+        card = card.replace(model={**card.model, "statistics_tried": scores})
+    validation, notes = gathered.validate(predictor, chosen, level)
+    return predictor.with_card(
+        card.replace(validation=validation.to_json() if validation else None, notes=(*card.notes, *notes))
+    )
+
+
+def validation_of(predictor: Predictor) -> Validation | None:
+    """The validation in a predictor's card, None where there were no held-out networks."""
+    found = predictor.card.validation
+    return None if found is None else Validation.from_json(found)
+
+
+def _statistic_scores(datas: Mapping[Statistic, FitData]) -> dict[Statistic, float]:
+    """Leave-one-out RMSPE of the calibrated table by statistic; empty where no table can be made."""
+    from latbench.predictors.table import Table
+
+    scores = {}
+    for statistic, data in datas.items():
+        try:
+            table = Table.fit(data)
+        except NotEnoughDataError:
+            continue
+        scores[statistic] = min(float(m["cv_rmspe"]) for m in table.card.model.values())
+    return scores
+
+
+# -- gathering ------------------------------------------------------------------------------------------------------
+
+
+class Gathered:
+    """The evidence of one Setting in a store, ready to be summed up by any statistic."""
+
+    def __init__(
+        self,
+        store: Store,
+        setting: Setting,
+        profile: str,
+        space: SearchSpace | str | None,
+        campaigns: Sequence[str] | None,
+    ) -> None:
+        from latbench.evidence import Evidence
+
+        self.setting = setting
+        self._store = store
+        self._records = [r for r in store.campaigns(setting=setting) if campaigns is None or r.id in campaigns]
+        if campaigns is not None and (unknown := set(campaigns) - {r.id for r in self._records}):
+            raise ConfigError(f"campaigns: no campaign {', '.join(sorted(unknown))} of this Setting in {store.address}")
+        visits = store.visits(setting)
+        if campaigns is not None:
+            visits = [v for c in campaigns for v in store.visits(setting, campaign=c)]
+        self._evidence = Evidence(visits, setting)
+        self.unsupported = {v.subject: v.unsupported.message for v in visits if v.unsupported and v.role == "op"}
+        self._nets = store.subjects({v.subject for v in visits if v.role == "network"})
+        self._space = space
+        spec = self._space_spec()
+        self._card = Card(
+            predictor="",
+            setting=setting,
+            protocol=self._records[0].protocol.model_dump(mode="json") if self._records else {},
+            device={"profile": profile, **store.devices().get(setting.device, {})},
+            space=spec,
+            data={
+                "campaigns": [r.id for r in self._records],
+                "visits": len(visits),
+                "visits_by_purpose": dict(Counter(v.purpose or v.role for v in visits)),
+                "first": _iso(min((v.started for v in visits), default=0.0)),
+                "last": _iso(max((v.ended for v in visits), default=0.0)),
+            },
+            created=_iso(datetime.now(UTC).timestamp()),
+        )
+
+    @property
+    def protocol_statistic(self) -> Statistic:
+        """The statistic of the newest campaign's protocol."""
+        return self._records[0].protocol.statistic if self._records else "p50"
+
+    def data(self, predictor: str, statistic: Statistic) -> FitData:
+        """What a fit may learn from, by one statistic."""
+        return FitData(
+            self._card.replace(predictor=predictor, statistic=statistic),
+            self._evidence.measurements(statistic=statistic, purpose="op"),
+            tuple(self._networks("calibration", statistic).values()),
+            self.unsupported,
+        )
+
+    def validate(self, predictor: Predictor, statistic: Statistic, level: float) -> tuple[Validation | None, list[str]]:
+        """The predictor's errors on held-out networks, and notes for the card."""
+        held_out = self._networks("validation", statistic)
+        notes, estimates = [], {}
+        for key, n in held_out.items():
+            try:
+                estimates[key] = predictor.predict(n.net, level=level)
+            except (UnknownOpError, UnsupportedOpError) as e:
+                notes.append(f"held-out network {n.net.name} was left out of the validation: {e}".splitlines()[0])
+        if not estimates:
+            return None, [*notes, f"not validated: no held-out networks; measure them: {self._card.profile_command}"]
+        keys = list(estimates)
+        measured = [held_out[k].latency_ms for k in keys]
+        replicas = [self._networks("validation", statistic, r) for r in (0, 1)]
+        both = [k for k in keys if all(k in r for r in replicas)]
+        twice = ([replicas[0][k].latency_ms for k in both], [replicas[1][k].latency_ms for k in both])
+        calibration = list(self._networks("calibration", statistic).values())
+        baselines = {}
+        if len(calibration) >= 3:
+            baselines["MACs"] = macs_regression(calibration, [held_out[k].net for k in keys])
+        return (
+            Validation.of(
+                [estimates[k].latency_ms for k in keys],
+                [estimates[k].low_ms for k in keys],
+                [estimates[k].high_ms for k in keys],
+                measured,
+                level=level,
+                statistic=statistic,
+                twice=twice if both else None,
+                baselines=baselines,
+            ),
+            notes,
+        )
+
+    def _networks(self, purpose: str, statistic: Statistic, replica: int | None = None) -> dict[str, MeasuredNetwork]:
+        found = self._evidence.measurements(statistic=statistic, purpose=purpose, replica=replica)
+        nets = {k: self._nets.get(k) for k in found}
+        return {
+            k: MeasuredNetwork(n, found[k]) for k, n in nets.items() if isinstance(n, Network) and self._of_space(n)
+        }
+
+    def _of_space(self, net: Network) -> bool:
+        spec = net.origin.get("space") or {}
+        if self._space is None:
+            return True
+        return bool(spec.get("name") == self._space if isinstance(self._space, str) else spec == self._space.spec)
+
+    def _space_spec(self) -> Mapping[str, Any] | None:
+        """The spec of the space asked for, else of the one space that all networks come from."""
+        if self._space is not None and not isinstance(self._space, str):
+            return self._space.spec
+        specs = [n.origin.get("space") for n in self._nets.values() if isinstance(n, Network) and self._of_space(n)]
+        distinct = [s for i, s in enumerate(specs) if s not in specs[:i]]
+        if len(distinct) > 1 and self._space is not None:
+            raise ConfigError(f"space: the store holds several spaces named {self._space!r}; give the space itself")
+        return distinct[0] if len(distinct) == 1 else None
+
+
+def macs_regression(calibration: Sequence[MeasuredNetwork], nets: Iterable[Network]) -> np.ndarray[Any, Any]:
+    """The baseline of latency as an affine function of MACs, fitted to relative errors; (n,) milliseconds."""
+    y = np.array([n.latency_ms for n in calibration])
+    macs = np.array([n.net.macs for n in calibration], float)
+    scale = float(np.median(macs)) or 1.0
+    design = np.stack([np.ones(len(y)), macs / scale], axis=1)
+    beta = np.linalg.lstsq(design / y[:, None], np.ones(len(y)), rcond=None)[0]
+    return np.asarray(beta[0] + beta[1] * np.array([n.macs for n in nets], float) / scale)
+
+
+def _setting(store: Store, device: Device | str | None) -> Setting:
+    if device is None:
+        found = store.settings()
+        if len({s.device for s in found}) != 1:
+            known = ", ".join(sorted({s.device for s in found})) or "none"
+            raise ConfigError(f"device: say which; {store.address} holds {known}")
+        return found[0]
+    if isinstance(device, str):
+        return store.latest_setting(device)
+    return store.latest_setting(device.profile.name)
+
+
+def _profile(store: Store, device: Device | str | None) -> str:
+    """The profile's name, for the card and for commands in error texts."""
+    if isinstance(device, str):
+        return device
+    if device is not None:
+        return device.profile.name
+    setting = _setting(store, None)
+    return next((name for name, hashes in store.profiles().items() if setting.hash in hashes), setting.device)
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
