@@ -76,13 +76,10 @@ def check(table: Table, space: SearchSpace | None = None) -> list[Finding]:
         here = version(table.setting.runtime)
     except PackageNotFoundError:
         here = ""
-    if here and here != table.setting.runtime_version:
-        found.append(
-            Finding(
-                "warning", "",
-                f"stale: measured with {table.setting.runtime} {table.setting.runtime_version}, installed here is {here}",
-            )
-        )  # fmt: skip
+    its = table.setting.runtime_version
+    if here and here != its:
+        text = f"stale: measured with {table.setting.runtime} {its}, installed here is {here}"
+        found.append(Finding("warning", "", text))
     return found
 
 
