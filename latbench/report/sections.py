@@ -1,0 +1,223 @@
+"""The sections of the page, in the order in which a reader asks: what was found, can I trust it, where is it from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from html import escape
+from math import isfinite
+from typing import Any, TypeAlias
+
+from latbench import __version__
+from latbench.report import charts, words
+from latbench.report.data import ModelReport, Report, SearchReport
+from latbench.report.diagrams import diagram
+from latbench.report.html import notices, pairs, section, span, table
+
+#: Places a figure on the page, with a label for those who cannot see it; gives the element that will hold it.
+Draw: TypeAlias = Callable[[charts.Figure, str], str]
+
+_LEGEND = (
+    '<p class="legend"><span><i style="background:var(--series-1)"></i>3×3 kernel</span>'
+    '<span><i style="background:var(--series-3)"></i>5×5</span>'
+    '<span><i style="background:var(--series-5)"></i>7×7</span>'
+    '<span><i style="background:var(--series-2)"></i>share of the latency, longest block = full</span>'
+    "<span>e6: expanded six times · SE: squeeze-and-excitation · 56² /2: input size, stride</span></p>"
+)
+
+
+def header(r: Report) -> str:
+    sentences = words.headline(r) or [f"{r.family} on {r.device}."]
+    return (
+        f"<header><h1>latbench · {escape(r.device)}</h1>"
+        + "".join(f"<p>{escape(s)}</p>" for s in sentences)
+        + notices(r.warnings)
+        + "</header>"
+    )
+
+
+def tiles(r: Report) -> str:
+    tiles: list[tuple[str, str]] = []
+    if r.range_ms is not None:
+        tiles.append((words.ms(r.range_ms[1]), "median latency of the family"))
+    best = words.best_model(r)
+    if best is not None and best.validation is not None:
+        v = best.validation
+        tiles.append((words.percent(v.score.rmspe), f"RMSPE of the {best.name} model, {v.score.n} held-out networks"))
+        if isfinite(v.noise_floor):
+            tiles.append((words.percent(v.noise_floor), "noise floor: the same networks measured twice"))
+    if r.drift is not None:
+        tiles.append((words.percent(r.drift.span), "drift of this machine during the campaign, removed"))
+    if r.search is not None:
+        tiles.append((str(len(r.search.front)), f"networks in the Pareto set, of {len(r.search.candidates)} tried"))
+    if not tiles:
+        return ""
+    return (
+        '<div class="tiles">'
+        + "".join(f"<div class=tile><b>{escape(a)}</b><span>{escape(b)}</span></div>" for a, b in tiles)
+        + "</div>"
+    )
+
+
+def search(r: Report, draw: Draw) -> str:
+    s = r.search
+    if s is None:
+        return ""
+    names = [o.lstrip("-") for o in s.objectives]
+    x = next((n for n in names if n.startswith("latency_ms")), names[0])
+    y = next((n for n in names if n != x), x)
+    limits = "; ".join(f"{k} ≤ {v:g}" for k, v in s.limits.items())
+    why = (
+        f"{s.searcher} evaluated {len(s.candidates)} networks (budget {s.budget}, seed {s.seed}) for "
+        f"{', '.join(s.objectives)}"
+        + (f" within {limits}" if limits else "")
+        + ". Latency is predicted; diamonds are what "
+        "the device then said. " + (f"Accuracy: {s.accuracy}." if s.accuracy else "")
+    )
+    parts = ["<h2>The networks that were found</h2>", f'<p class="why">{escape(why)}</p>']
+    parts.append(draw(charts.front_chart(s, x, y), "Pareto front"))
+    measured = [f for f in s.found if f.measured is not None]
+    if measured:
+        parts += ["<h3>Predicted beside measured</h3>", draw(charts.found_chart(measured), "Predicted and measured")]
+    if s.found:
+        parts.append(_found_table(s, y))
+        parts += ["<h3>Their blocks</h3>", _LEGEND]
+        for f in s.found:
+            svg = diagram(f.network, f.block_ms, f.choices, f.name)
+            facts = " · ".join(f"{k} {v:.4g}" if abs(v) < 1e4 else f"{k} {v:,.0f}" for k, v in f.values.items())
+            title = f"<p><b>{escape(f.name)}</b> {escape(facts)}</p>"
+            parts.append(f'<div class="network">{title}<div class="scroll">{svg}</div></div>')
+    return section(parts)
+
+
+def _found_table(s: SearchReport, y: str) -> str:
+    rows = []
+    for f in s.found:
+        m = f.measured
+        off = "–" if m is None else f"{(f.predicted.value / m.value - 1) * 100:+.1f} %"
+        inside = "–" if m is None else ("yes" if f.predicted.low <= m.value <= f.predicted.high else "no")
+        rows.append((
+            f.name, f"{f.values[y]:.4g}" if y in f.values else "–", f"{f.predicted.value:.4g}", span(f.predicted),
+            "–" if m is None else f"{m.value:.4g}", "–" if m is None else span(m), off, inside,
+        ))  # fmt: skip
+    columns = ("network", y, "predicted ms", "90 %", "measured ms", "95 %", "off by", "inside its interval")
+    return f'<div class="scroll">{table(columns, rows, numbers=range(1, 7))}</div>'
+
+
+def trust(r: Report, draw: Draw) -> str:
+    if not r.models:
+        return ""
+    parts = [
+        "<h2>How far to trust the predictions</h2>",
+        '<p class="why">Networks that no fit has seen were measured on the device, and each model predicted them. The '
+        "bars are 90 % intervals of the predictions and 95 % intervals of the measurements; the band is the noise "
+        "floor, the difference between two full measurements of the same networks.</p>",
+    ]
+    shown = [m for m in r.models if m.points]
+    if shown:
+        one, two = (
+            draw(charts.predicted_chart(shown), "Predicted against measured"),
+            draw(charts.error_chart(shown), "Errors"),
+        )
+        parts.append(f'<div class="two">{one}{two}</div>')
+    rows: list[tuple[str, ...]] = []
+    for m in r.models:
+        rows += _score_rows(m)
+    columns = ("model", "networks", "RMSPE", "MAPE", "within ±5 %", "within ±10 %", "Spearman", "worst", "in interval")
+    if rows:
+        parts.append(f'<div class="scroll">{table(columns, rows, numbers=range(1, 9))}</div>')
+    for m in r.models:
+        parts.append(notices([f"{m.name}: {n}" for n in m.notes]))
+    return section(parts)
+
+
+def _score_rows(m: ModelReport) -> list[tuple[str, ...]]:
+    v = m.validation
+    if v is None:
+        return [(m.name, "0", *("–" for _ in range(7)))]
+    rows = []
+    for name, s in ((m.name, v.score), *((f"baseline: {k}", b) for k, b in v.baselines.items())):
+        coverage = f"{words.percent(v.coverage)} ({words.percent(v.level)} asked)" if s is v.score else "–"
+        rows.append((
+            name, str(s.n), words.percent(s.rmspe), words.percent(s.mape), words.percent(s.within_5),
+            words.percent(s.within_10), f"{s.spearman:.3f}" if isfinite(s.spearman) else "–", words.percent(s.worst),
+            coverage,
+        ))  # fmt: skip
+    floor = words.percent(v.noise_floor) if isfinite(v.noise_floor) else "not measured twice"
+    return [*rows, (f"noise floor ({v.statistic})", "", floor, *("" for _ in range(6)))]
+
+
+def costs(r: Report, draw: Draw) -> str:
+    parts: list[str] = []
+    if len(r.matrix):
+        parts.append(
+            '<p class="why">Every choice at every position of the family, in milliseconds; hover for the number.</p>'
+        )
+        parts.append(draw(charts.cost_matrix_chart(r.matrix, r.choices), "Cost of every choice"))
+    if len(r.ops):
+        parts.append(
+            '<p class="why">Every Op that was measured, against its multiply-accumulates. Ops on one vertical cost '
+            "differently for the same arithmetic: that is why counting multiply-accumulates predicts latency badly.</p>"
+        )
+        parts.append(draw(charts.op_cost_chart(r.ops), "Cost of every Op"))
+        top = sorted(r.ops, key=lambda o: -o.latency.value)[:12]
+        rows = [
+            (o.label, o.level, f"{o.latency.value:.4g}", span(o.latency), f"{o.macs / 1e6:,.3f}", str(o.visits))
+            for o in top
+        ]
+        columns = ("Op", "level", "ms", "95 %", "M MACs", "Visits")
+        inner = table(columns, rows, numbers=(2, 3, 4, 5))
+        parts.append(
+            f"<details><summary>The {len(top)} most expensive Ops</summary><div class=scroll>{inner}</div></details>"
+        )
+    return section(["<h2>What the blocks cost</h2>", *parts]) if parts else ""
+
+
+def drift(r: Report, draw: Draw) -> str:
+    d = r.drift
+    if d is None:
+        return ""
+    why = (
+        "Control ops of several kinds were measured again and again among all the others. The machine's speed moved by "
+        f"{words.percent(d.span)} during the campaign; that was removed from every number, and "
+        f"{words.percent(d.residual)} of scatter is left."
+    )
+    chart = draw(charts.drift_chart(d), "Drift of the control ops") if d.controls else ""
+    return section(["<h2>Drift and noise</h2>", f'<p class="why">{escape(why)}</p>', chart, notices(d.warnings)])
+
+
+def device(r: Report, draw: Draw) -> str:
+    s = r.setting
+    facts: list[tuple[str, Any]] = [("device", r.device), ("identity", s.device), *r.facts.items()]
+    threads = f"{s.threads}" + (f" on cores {', '.join(map(str, s.affinity))}" if s.affinity else "")
+    options = ", ".join(f"{k} = {v}" for k, v in s.options.items())
+    setting = [
+        ("runtime", f"{s.runtime} {s.runtime_version}"), ("options", options), ("data type", s.dtype),
+        ("quantisation", s.quantisation), ("threads", threads), ("power mode", s.power_mode), ("cores", s.cores),
+        ("tuning", s.tuning), ("clock", s.clock), ("Setting", s.hash),
+    ]  # fmt: skip
+    parts = ["<h2>The device</h2>", f'<div class="two"><div>{pairs(facts)}</div><div>{pairs(setting)}</div></div>']
+    if r.checks:
+        rows = "".join(
+            f'<tr><td><span class="state {escape(c.state)}">{escape(c.state)}</span></td><td>{escape(c.what)}</td>'
+            f"<td>{escape(c.found)}</td><td>{escape(c.advice)}</td></tr>"
+            for c in r.checks
+        )
+        head = "<tr><th>state</th><th>check</th><th>found</th><th>what to do</th></tr>"
+        parts += ["<h3>Is it fit to measure?</h3>", f'<div class="scroll"><table>{head}{rows}</table></div>']
+    if r.environment:
+        inner = pairs(list(r.environment.items()))
+        parts.append(f"<details><summary>Environment when the campaign was measured</summary>{inner}</details>")
+    return section(parts)
+
+
+def provenance(r: Report, draw: Draw) -> str:
+    rows: list[tuple[str, Any]] = [*r.provenance.items(), *r.campaign.items()]
+    rows += [(f"model {m.name}", m.path) for m in r.models if m.path]
+    rows += [("latbench", __version__), ("python", platform.python_version()), ("page written", r.created)]
+    parts = ["<h2>Where all this comes from</h2>", pairs(rows)]
+    if r.commands:
+        parts.append(
+            "<h3>Commands that make it again</h3><pre><code>" + escape("\n".join(r.commands)) + "</code></pre>"
+        )
+    return section(parts)

@@ -1,0 +1,79 @@
+"""The report's headline and numbers in words: what was found, and how far to trust it."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from latbench.report.data import ModelReport, Report
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits and their unit."""
+    return f"{value:.0f} ms" if value >= 100 else f"{value:#.3g} ms"
+
+
+def percent(share: float) -> str:
+    """A fraction as a percentage with two significant digits, at most 100 %."""
+    if not isfinite(share):
+        return "–"
+    p = share * 100
+    return f"{p:.0f} %" if p >= 9.95 else f"{p:.1f} %"
+
+
+def best_model(report: Report) -> ModelReport | None:
+    """The model with the smallest RMSPE on held-out networks."""
+    checked = [m for m in report.models if m.validation is not None]
+    return min(checked, key=lambda m: m.validation.score.rmspe if m.validation else 0.0, default=None)
+
+
+def headline(report: Report) -> list[str]:
+    """Three sentences: how fast this family is here, how far to trust that, and which networks are best."""
+    out = []
+    if report.range_ms is not None:
+        low, middle, high = report.range_ms
+        out.append(
+            f"On {report.device}, {report.family} takes {ms(low)} to {ms(high)} for nine networks in ten; "
+            f"half of them are faster than {ms(middle)}."
+        )
+    model = best_model(report)
+    if model is not None and model.validation is not None:
+        out.append(_trust(model))
+    if report.search is not None:
+        out += _best(report)
+    return out
+
+
+def _trust(model: ModelReport) -> str:
+    assert model.validation is not None
+    v = model.validation
+    said = (
+        f"The {model.name} model was wrong by {percent(v.score.rmspe)} (RMSPE) on {v.score.n} measured networks that "
+        f"it had never seen, {percent(v.score.within_5)} of them within ± 5 %"
+    )
+    if not isfinite(v.noise_floor):
+        return said + "; they were measured once only, so how much of that is noise is unknown."
+    floor = f"measuring the same networks twice differs by {percent(v.noise_floor)}"
+    if v.score.rmspe <= 1.2 * v.noise_floor:
+        return f"{said}; {floor}, so no prediction can do better here."
+    return f"{said}; {floor}, so the rest is the model's own error."
+
+
+def _best(report: Report) -> list[str]:
+    assert report.search is not None
+    s = report.search
+    x = next((o.lstrip("-") for o in s.objectives if o.lstrip("-").startswith("latency_ms")), None)
+    members = [s.candidates[i] for i in s.front]
+    if not members or x is None or "error" not in members[0].values:
+        return [f"The search evaluated {len(s.candidates)} networks and found {len(s.front)} that none of them beats."]
+    right = min(members, key=lambda c: c.values["error"])
+    fast = min(members, key=lambda c: c.values[x])
+    text = (
+        f"Of {len(s.candidates)} networks tried, {len(members)} are beaten by none: from {ms(fast.values[x])} at "
+        f"{percent(1 - fast.values['error'])} accuracy to {ms(right.values[x])} at "
+        f"{percent(1 - right.values['error'])}."
+    )
+    checked = [(f.predicted.value, f.measured.value) for f in s.found if f.measured is not None]
+    if not checked:
+        return [text]
+    worst = max(abs(p / m - 1) for p, m in checked)
+    return [text, f"{len(checked)} of them were measured for real: the prediction was off by {percent(worst)} at most."]
