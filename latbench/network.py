@@ -133,8 +133,12 @@ class Network:
             separators=(",", ":"),
         )
 
-    def to_onnx(self, *, opset: int = 17, ir_version: int = 8, seed: int = 0) -> onnx.ModelProto:
-        """The network as ONNX, with its weights or seeded, variance-preserving ones."""
+    def to_onnx(self, *, opset: int | None = None, ir_version: int = 8, seed: int = 0) -> onnx.ModelProto:
+        """The network as ONNX, with its weights or seeded, variance-preserving ones.
+
+        ``opset`` is the newest operator set allowed, 17 where none is given. Raises :class:`UnsupportedOpError` for a
+        layer that it cannot express.
+        """
         from latbench.onnx_export import to_onnx
 
         return to_onnx(self, opset=opset, ir_version=ir_version, seed=seed)
