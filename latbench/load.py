@@ -40,7 +40,7 @@ def load_device(name_or_path: str | Path) -> Device:
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """A saved predictor: a folder with ``card.json``, or the name of a bundled one; see :mod:`latbench.predictors.files`."""
+    """A saved predictor, a folder with ``card.json``; see :mod:`latbench.predictors.files`."""
     from latbench.predictors import files
 
     return files.load_predictor(path)

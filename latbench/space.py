@@ -55,8 +55,8 @@ class SearchSpace(ABC):
     def build(self, b: NetworkBuilder, arch: Arch) -> str:
         """Add the blocks of an architecture to a builder; gives the output tensor.
 
-        The block of position ``i`` is added under scope ``positions.i`` with ``choice=arch[i]`` (a position that becomes
-        several blocks uses ``positions.i.<name>``); fixed blocks under other scopes.
+        The block of position ``i`` is added under scope ``positions.i`` with ``choice=arch[i]`` (a position that
+        becomes several blocks uses ``positions.i.<name>``); fixed blocks under other scopes. All nodes are in blocks.
         """
 
     def gives_zeros(self, position: int, choice: int) -> bool:
@@ -66,8 +66,8 @@ class SearchSpace(ABC):
     def factors(self, position: int) -> tuple[int, ...]:
         """How many values each property has that the choices of a position combine, the last fastest.
 
-        E.g. (3, 2, 2) for kernel × expand × se. Choices beyond their product (``zero``) combine nothing. Searchers use it
-        to change one property at a time; here all choices are values of one property.
+        E.g. (3, 2, 2) for kernel × expand × se. Choices beyond their product (``zero``) combine nothing. Searchers use
+        it to change one property at a time; here all choices are values of one property.
         """
         return (self.num_choices[position],)
 
@@ -89,7 +89,7 @@ class SearchSpace(ABC):
         return prod(self.num_choices)
 
     def validate(self, arch: Iterable[int]) -> Arch:
-        """The architecture as a tuple of ints. Raises :class:`ArchitectureError` naming the position and its choices."""
+        """The architecture as a tuple of ints. Raises :class:`ArchitectureError` naming position and choices."""
         try:
             out = tuple(int(c) for c in arch)
         except (TypeError, ValueError) as e:
@@ -142,7 +142,7 @@ class SearchSpace(ABC):
         return tuple(a)
 
     def crossover(self, a: Iterable[int], b: Iterable[int], seed: int | np.random.Generator | None = None) -> Arch:
-        """Single-point crossover: the first choices of ``a``, the rest of ``b``, at least one of each where possible."""
+        """Single-point crossover: the first choices of ``a``, then those of ``b``, at least one of each."""
         x, y = self.validate(a), self.validate(b)
         cut = int(np.random.default_rng(seed).integers(1, max(2, self.positions)))
         return x[:cut] + y[cut:]
@@ -168,8 +168,8 @@ class SearchSpace(ABC):
     def covering_archs(self) -> list[Arch]:
         """Architectures in whose networks every choice of every position and every distinct Op of the space occurs.
 
-        Here: choice ``c`` everywhere it exists, else the last. Spaces where a block depends on several positions override
-        it.
+        Here: choice ``c`` everywhere it exists, else the last. Spaces where a block depends on several positions
+        override it.
         """
         return [tuple(min(c, n - 1) for n in self.num_choices) for c in range(max(self.num_choices))]
 

@@ -25,9 +25,9 @@ LAYERS = (
 class MobileNetV3(SearchSpace):
     """14 layers × 12 choices: kernel (3, 5, 7) × expand (3, 6) × squeeze-and-excitation (no, yes), the last fastest.
 
-    ``act`` is one activation for all layers; None keeps the paper's mix of ReLU and h-swish. ``se=False`` drops squeeze-
-    and-excitation and leaves six choices, kernel × expand. ``width_mult`` scales every width, rounded to multiples of
-    eight. Raises :class:`~latbench.errors.ConfigError` for a parameter of the wrong type or range.
+    ``act`` is one activation for all layers; None keeps the paper's mix of ReLU and h-swish. ``se=False`` drops
+    squeeze-and-excitation and leaves six choices, kernel × expand. ``width_mult`` scales every width, rounded to
+    multiples of eight. Raises :class:`~latbench.errors.ConfigError` for a parameter of the wrong type or range.
     """
 
     name = "mobilenetv3"

@@ -89,16 +89,15 @@ class NasBench201(SearchSpace):
 
     def from_string(self, text: str) -> Arch:
         """The architecture of a standard string. Raises :class:`ArchitectureError` naming what is wrong."""
-        nodes = text.split("+")
-        if len(nodes) != 3 or not all(re.fullmatch(r"\|(\w+~\d\|)+", n) for n in nodes):
+        nodes = text.split("+") if isinstance(text, str) else []
+        if len(nodes) != 3 or not all(re.fullmatch(r"\|(\w+~\d\|)+", n, re.ASCII) for n in nodes):
             raise ArchitectureError(f"{self.name}: not an architecture string: {text!r}; expected |op~0|+|op~0|op~1|+…")
-        edges = [(*e.split("~"), t) for t, n in enumerate(nodes, 1) for e in n.strip("|").split("|")]
-        if [(int(s), t) for _, s, t in edges] != list(EDGES):
-            raise ArchitectureError(f"{self.name}: node k must have the inputs 0 … k-1 in this order: {text!r}")
-        for op, _, _ in edges:
-            if op not in OPS:
-                raise ArchitectureError(f"{self.name}: unknown operation {op!r}; known: {', '.join(OPS)}")
-        return tuple(OPS.index(op) for op, _, _ in edges)
+        found = [(op, int(source), t) for t, n in enumerate(nodes, 1) for op, source in re.findall(r"(\w+)~(\d)", n)]
+        if [(s, t) for _, s, t in found] != list(EDGES):
+            raise ArchitectureError(f"{self.name}: node k must have the inputs 0 … k-1, in this order: {text!r}")
+        if unknown := [op for op, _, _ in found if op not in OPS]:
+            raise ArchitectureError(f"{self.name}: unknown operation {unknown[0]!r}; known: {', '.join(OPS)}")
+        return tuple(OPS.index(op) for op, _, _ in found)
 
     # -- networks -----------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Proxyless(SearchSpace):
     ) -> None:
         if isinstance(widths, str) or not isinstance(widths, Sequence) or len(widths) != len(WIDTHS):
             raise ConfigError(
-                f"{self.name}: widths must be {len(WIDTHS)} integers (stem, first block, six stages, head), got {widths!r}"
+                f"{self.name}: widths must be {len(WIDTHS)} integers (stem, first, six stages, head), got {widths!r}"
             )
         self.params = {
             "resolution": integer(self.name, "resolution", resolution),
