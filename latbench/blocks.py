@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -65,6 +66,11 @@ def block_defaults(kind: str) -> dict[str, Any]:
     return {n: p.default for n, p in _keywords(recipe).items() if p.default is not p.empty}
 
 
+def block_attributes(kind: str) -> dict[str, bool]:
+    """Names of a block's attributes, and whether each must be given."""
+    return {n: p.default is p.empty for n, p in _keywords(_recipe(kind)).items()}
+
+
 #: Types by annotation; other annotations are a recipe's own business.
 _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "int": ("an integer", (int, Integral)),
@@ -95,7 +101,8 @@ def _recipe(kind: str) -> Recipe:
 
 @cache
 def _load_spaces() -> None:
-    """Let every installed space register its kinds, so that a key can be expanded in a process that made no space."""
+    """Let the zoo and every installed space register their kinds, so that any process can expand any key."""
+    import_module("latbench.zoo")
     for space in plugins.names("spaces"):
         # A plugin whose library is missing takes nothing from the others.
         with suppress(NotInstalledError):
