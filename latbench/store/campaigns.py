@@ -140,13 +140,6 @@ class Campaigns(Visits):
         with self._db.read() as c:
             return [Slot(*row) for row in c.execute(query)]
 
-    def skip_slots(self, campaign: str, items: Sequence[int]) -> int:
-        """Give up the planned slots of plan items; gives how many there were."""
-        n = s.slots.c
-        skip = update(s.slots).where(n.campaign == campaign, n.item.in_(items), n.state == "planned")
-        with self._db.write() as c:
-            return c.execute(skip.values(state="skipped")).rowcount
-
     def set_campaign_state(self, campaign: str, state: CampaignState) -> None:
         """Note that a campaign runs, was interrupted, or is finished."""
         ended = None if state == "running" else time.time()

@@ -127,6 +127,16 @@ class Catalogue:
         with self._db.write() as c:
             return self._put_subjects(c, {x.key: x for x in subjects})
 
+    def subject_ids(self, keys: Iterable[str]) -> dict[str, int]:
+        """Key → id; keys that the store does not know are added as subjects known by their key alone."""
+        wanted = {key_hash(k): k for k in keys}
+        with self._db.read() as c:
+            ids = self._ids(c, wanted)
+        if len(ids) < len(wanted):
+            with self._db.write() as c:
+                ids = self._put_subjects(c, dict.fromkeys(wanted.values()))
+        return ids
+
     def _put_subjects(self, c: Connection, subjects: Mapping[str, Op | Network | None]) -> dict[str, int]:
         """Key → id; a subject of None is known by its key alone (a control Op of the device's own)."""
         hashes = {key_hash(k): k for k in subjects}

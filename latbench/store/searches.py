@@ -70,7 +70,7 @@ class Searches(Campaigns):
         values = {
             "problem": dict(problem),
             "state": dict(state),
-            "candidates": [[list(c.arch), dict(c.values), c.violation, c.number, dict(c.info)] for c in candidates],
+            "candidates": [c.to_json() for c in candidates],
             "updated": now,
         }
         put = insert(self._db, s.searches).values(id=id, created=now, **values)
@@ -85,7 +85,7 @@ class Searches(Campaigns):
             if row is None:
                 known = [i for (i,) in c.execute(select(t.c.id).order_by(t.c.updated.desc()).limit(10))]
                 raise SearchError(f"{self._db.address}: no search {id!r}; known: {', '.join(known) or 'none'}")
-        candidates = [Candidate(tuple(a), v, violation, n, info) for a, v, violation, n, info in row.candidates]
+        candidates = [Candidate.from_json(d) for d in row.candidates]
         return SearchRecord(id, row.problem, row.state, candidates, row.created, row.updated)
 
     def searches(self) -> list[str]:

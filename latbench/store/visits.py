@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 
 from latbench.errors import StoreError
 from latbench.network import Network
@@ -35,12 +35,14 @@ class Visits(Catalogue):
         campaign: str | None = None,
         roles: Iterable[str] | None = None,
         discarded: bool = False,
+        failed: bool | None = None,
     ) -> list[Visit]:
         """Visits of one Setting (or its hash) in the order in which they were taken, ``slot``, ``purpose`` and
         ``replica`` filled.
 
-        ``subjects`` (keys), ``campaign`` (id) and ``roles`` narrow them. Visits that were taken again (contended, or
-        a first failure) are kept, but given only with ``discarded=True``; their ``slot`` is "".
+        ``subjects`` (keys), ``campaign`` (id), ``roles`` and ``failed`` (without samples, or with) narrow them.
+        Visits that were taken again (contended, or a first failure) are kept, but given only with ``discarded=True``;
+        their ``slot`` is "".
         """
         query = (
             select(*_COLUMNS)
@@ -55,6 +57,8 @@ class Visits(Catalogue):
             query = query.where(_V.campaign == campaign)
         if roles is not None:
             query = query.where(_V.role.in_(list(roles)))
+        if failed is not None:
+            query = query.where((_V.failure.is_not(None) | _V.unsupported.is_not(None)).is_(failed))
         if not discarded:
             query = query.where(_V.discarded.is_(False))
         with self._db.read() as c:
@@ -89,25 +93,39 @@ class Visits(Catalogue):
                 c.execute(s.visits.insert(), rows)
         return len(rows)
 
-    def commit_visit(self, row: Mapping[str, Any], state: str | None) -> None:
+    def commit_visit(self, row: Mapping[str, Any], state: str | None = None, give_up: Sequence[int] = ()) -> None:
         """Commit a Visit of a campaign in one transaction with the new ``state`` of the slot that it fills, if any.
 
-        Raises :class:`StoreError` if that slot is already settled: a slot is committed exactly once.
+        Open slots of the plan items ``give_up`` become "skipped" with it. Raises :class:`StoreError` if the slot is
+        already settled: a slot is committed exactly once.
         """
         with self._db.write() as c:
             if row["slot"] is not None:
-                settle(c, row["campaign"], row["slot"], state or "done")
+                settled = c.execute(_SETTLE, {"c": row["campaign"], "n": row["slot"], "s": state})
+                if settled.rowcount != 1:
+                    raise StoreError(f"slot {row['slot']} was committed before, or was never planned")
             c.execute(s.visits.insert(), row)
+            if give_up:
+                n = s.slots.c
+                these = update(s.slots).where(n.campaign == row["campaign"], n.item.in_(give_up), n.state == "planned")
+                c.execute(these.values(state="skipped"))
+
+    def attempts(self, campaign: str) -> list[tuple[str, bool, int]]:
+        """``(slot, contended, how often)`` of the Visits of a campaign that were discarded."""
+        query = (
+            select(_V.taken_for, _V.contended, func.count())
+            .where(_V.campaign == campaign, _V.discarded)
+            .group_by(_V.taken_for, _V.contended)
+        )
+        with self._db.read() as c:
+            return [(slot, contended, count) for slot, contended, count in c.execute(query)]
 
 
-_SETTLE = update(s.slots).where(s.slots.c.state == "planned")
-
-
-def settle(c: Connection, campaign: str, slot: str, state: str) -> None:
-    """Move a slot from "planned" to a final state. Raises :class:`StoreError` if it is not planned."""
-    changed = c.execute(_SETTLE.where(s.slots.c.campaign == campaign, s.slots.c.name == slot).values(state=state))
-    if changed.rowcount != 1:
-        raise StoreError(f"slot {slot} of campaign {campaign} was already committed, or never planned")
+_SETTLE = (
+    update(s.slots)
+    .where(s.slots.c.campaign == bindparam("c"), s.slots.c.name == bindparam("n"), s.slots.c.state == "planned")
+    .values(state=bindparam("s"))
+)
 
 
 def visit_row(

@@ -1,0 +1,246 @@
+"""The books of a running campaign: which slots are open, what each Visit means for them, and what is still too wide.
+
+A Visit is committed the moment it arrives, in one transaction with the state of the slot that it fills. A contended
+Visit, or the first failure of a subject, is kept as raw data but leaves its slot open, to be taken again in a later
+round.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.errors import DeviceError, ProtocolError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.plan import Plan
+from latbench.protocol import Protocol
+from latbench.setting import Setting
+from latbench.statistics import contention, run_times_ms, visit_intervals, visit_value
+from latbench.store import Slot, SlotState, Store
+from latbench.store.visits import visit_row
+from latbench.visit import Failure, Role, Visit
+
+#: Failures in a row after which a subject is given up.
+MAX_FAILURES = 2
+
+
+def first_slots(plan: Plan, protocol: Protocol) -> list[Slot]:
+    """The slots that every plan begins with: ``min_visits`` of each item."""
+    return [
+        Slot(f"{i}.{v}", i, item.subject.key, item.purpose, item.replica, v)
+        for i, item in enumerate(plan.items)
+        for v in range(protocol.min_visits)
+    ]
+
+
+class Ledger:
+    """Books of one campaign; the only writer of its slots."""
+
+    def __init__(self, store: Store, campaign: str, plan: Plan, protocol: Protocol, setting: Setting) -> None:
+        self.store, self.campaign, self.plan, self.protocol = store, campaign, plan, protocol
+        self._setting = setting
+        self._subjects: dict[str, Op | Network] = {s.key: s for s in plan.subjects}
+        self._ids = store.subject_ids(self._subjects)
+        self.slots: dict[str, Slot] = {s.name: s for s in store.slots(campaign)}
+        self._open: dict[int, list[Slot]] = {}
+        #: Number of open slots.
+        self.open = 0
+        for s in self.slots.values():
+            if s.state == "planned":
+                self._open.setdefault(s.item, []).append(s)
+                self.open += 1
+        self._planned = Counter(s.item for s in self.slots.values())
+        #: Visits that count: those that fill a slot with samples, and control Visits.
+        self.kept: list[Visit] = [v for v in store.visits(setting, campaign=campaign) if v.ok]
+        self._contended: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        for name, contended, count in store.attempts(campaign):
+            if contended:
+                self._contended[name] += count
+            elif self.slots[name].state == "planned":
+                self._failures[self.slots[name].subject] += count
+        #: Items whose runs are as uneven as contention would make them, always.
+        self._uneven: set[int] = set()
+        self._round = min((s[0].visit for s in self._open.values()), default=0)
+
+    # -- what is next -------------------------------------------------------------------------------------------
+
+    def subject(self, slot: Slot) -> Op | Network:
+        """The Op or Network of a slot."""
+        return self._subjects[slot.subject]
+
+    @property
+    def open_subjects(self) -> list[Op | Network]:
+        """Subjects that still have open slots."""
+        keys = dict.fromkeys(s.subject for open_ in self._open.values() for s in open_)
+        return [self._subjects[k] for k in keys]
+
+    def counts(self) -> dict[str, int]:
+        """Slots by state."""
+        return dict(Counter(s.state for s in self.slots.values()))
+
+    def next_round(self) -> tuple[int, list[Slot]]:
+        """``(number, slots)``: the next open slot of each item whose turn it is; none when all planned are settled."""
+        while self._open:
+            slots = [s[0] for s in self._open.values() if s[0].visit <= self._round]
+            self._round += 1
+            if slots:
+                return self._round - 1, slots
+        return self._round, []
+
+    def plan_more(self) -> int:
+        """Plan one more Visit, in the store first, of each item that is still too wide; gives how many."""
+        slots = [
+            Slot(f"{i}.{self._planned[i]}", i, item.subject.key, item.purpose, item.replica, self._planned[i])
+            for i in self.wide()
+            if self._planned[i] < self.protocol.max_visits
+            for item in [self.plan.items[i]]
+        ]
+        if slots:
+            self.store.add_slots(self.campaign, slots)
+            for s in slots:
+                named = replace(s, name=f"{self.campaign}.{s.name}")
+                self.slots[named.name] = named
+                self._open[s.item] = [named]
+                self._planned[s.item] += 1
+                self.open += 1
+            self._round = min(s.visit for s in slots)
+        return len(slots)
+
+    def wide(self) -> list[int]:
+        """Items whose 95 % interval over Visits, drift removed, is wider than ± the protocol's target."""
+        visits: dict[int, list[int]] = {}
+        values = self._values()
+        for n, v in enumerate(self.kept):
+            if v.slot:
+                visits.setdefault(self.slots[v.slot].item, []).append(n)
+        settled = [i for i in sorted(visits) if not self._given_up(i)]
+        intervals = visit_intervals([values[visits[i]] for i in settled], seed=self.plan.seed)
+        limit = self.protocol.target_ci
+        return [
+            i
+            for i, x in zip(settled, intervals, strict=True)
+            if max(x.high - x.value, x.value - x.low) > limit * x.value
+        ]
+
+    def _given_up(self, item: int) -> bool:
+        return any(
+            self.slots[f"{self.campaign}.{item}.{v}"].state not in ("planned", "done")
+            for v in range(self._planned[item])
+        )
+
+    def _values(self) -> npt.NDArray[np.float64]:
+        """Value of each kept Visit in milliseconds at the reference state: (kept,)."""
+        from latbench.drift import fit_drift
+
+        raw = np.array([visit_value(v, self.protocol.statistic) for v in self.kept])
+        middle = np.array([(v.started + v.ended) / 2 for v in self.kept])
+        kinds = [_kind(self._subjects.get(v.subject)) for v in self.kept]
+        control = np.array([v.role == "control" for v in self.kept], bool)
+        drift = fit_drift(middle, raw, [v.subject for v in self.kept], kinds, control, self.plan.seed)
+        return np.asarray(raw / np.exp(drift.log_slowdown), np.float64)
+
+    # -- what a Visit means -------------------------------------------------------------------------------------
+
+    def accept(self, visit: Visit) -> None:
+        """Commit a Visit of the device's stream. Raises :class:`ProtocolError` for one that was not asked for."""
+        v = _checked(visit)
+        if v.role == "control":
+            if v.subject not in self._ids:
+                self._ids.update(self.store.subject_ids([v.subject]))
+            self.store.commit_visit(visit_row(v, self._ids[v.subject], self._setting.hash, campaign=self.campaign))
+            if v.ok:
+                self.kept.append(v)
+            return
+        slot = self.slots.get(v.slot)
+        if slot is None or slot.state not in ("planned", "skipped") or slot.subject != v.subject:
+            raise ProtocolError(f"the device answered slot {v.slot!r} ({v.subject}), which was not asked for")
+        v = replace(v, purpose=slot.purpose, replica=slot.replica)
+        if slot.state == "skipped":  # its subject was given up after this job had been sent
+            self._commit(v, None, discarded=True)
+        elif v.unsupported is not None:
+            self._settle(slot, v, "unsupported")
+        elif v.failure is not None:
+            self._failures[slot.subject] += 1
+            if self._failures[slot.subject] < MAX_FAILURES:
+                self._commit(v, None, discarded=True)
+            else:
+                self._settle(slot, v, "failed")
+        else:
+            self._failures.pop(slot.subject, None)
+            uneven = contention(v.samples_ns, v.wait_ns) > self.protocol.contention_ratio
+            if uneven and slot.item not in self._uneven and self._contended[slot.name] < self.protocol.max_requeues:
+                self._contended[slot.name] += 1
+                self._commit(v, None, contended=True, discarded=True)
+                return
+            if uneven:
+                # Taking it again did not help: it is the subject's nature, and its other Visits need no second try.
+                self._uneven.add(slot.item)
+            self._settle(slot, v, "done", contended=uneven)
+            self.kept.append(v)
+
+    def lost(self, slot: Slot, error: DeviceError) -> None:
+        """The device was lost while it measured this slot: a failure of its subject."""
+        now = time.time()
+        role: Role = "network" if isinstance(self.subject(slot), Network) else "op"
+        self.accept(
+            Visit(
+                slot.subject, role, f"lost-{uuid.uuid4().hex[:16]}", now, now, np.empty(0, np.int64), slot=slot.name,
+                failure=Failure(type(error).__name__, str(error)),
+            )
+        )  # fmt: skip
+
+    def _settle(self, slot: Slot, v: Visit, state: SlotState, *, contended: bool = False) -> None:
+        give_up: Sequence[int] = ()
+        if state != "done":
+            give_up = [i for i, item in enumerate(self.plan.items) if item.subject.key == slot.subject]
+        self._commit(v, state, contended=contended, give_up=give_up)
+        self.slots[slot.name] = replace(slot, state=state)
+        left = self._open[slot.item]
+        left.remove(slot)
+        self.open -= 1
+        if not left:
+            del self._open[slot.item]
+        for i in give_up:
+            for s in self._open.pop(i, ()):
+                self.slots[s.name] = replace(s, state="skipped")
+                self.open -= 1
+
+    def _commit(
+        self,
+        v: Visit,
+        state: SlotState | None,
+        *,
+        contended: bool = False,
+        discarded: bool = False,
+        give_up: Sequence[int] = (),
+    ) -> None:
+        row = visit_row(
+            v, self._ids[v.subject], self._setting.hash, campaign=self.campaign, slot=v.slot if state else None,
+            contended=contended, discarded=discarded,
+        )  # fmt: skip
+        self.store.commit_visit(row, state, give_up)
+
+
+def _checked(v: Visit) -> Visit:
+    """The Visit, or a failed one if its samples are no times: whoever wrote the device, the store holds no nonsense."""
+    if not v.ok:
+        return v
+    try:
+        run_times_ms(v.samples_ns, v.wait_ns)
+    except ProtocolError as e:
+        return replace(
+            v, samples_ns=np.empty(0, np.int64), wait_ns=None, failure=Failure("ProtocolError", f"{v.subject}: {e}")
+        )
+    return v
+
+
+def _kind(subject: Op | Network | None) -> str:
+    return "control" if subject is None else "network" if isinstance(subject, Network) else subject.kind

@@ -1,0 +1,166 @@
+"""The plan of a campaign: which subjects are measured for what, how often, and in which order.
+
+A plan is fixed before anything is measured: which networks calibrate and which validate is drawn from the seed alone,
+so that no result can steer it. Equal device, Setting, subjects, protocol and seed give an equal plan with an equal
+hash, which is how an interrupted campaign is found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+
+from latbench.device import Unit
+from latbench.errors import ConfigError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.protocol import Protocol as MeasurementProtocol
+from latbench.setting import Setting
+from latbench.space import Arch, SearchSpace
+
+PURPOSES = ("op", "calibration", "validation")
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One subject, measured for one purpose with the full protocol. ``replica`` tells repetitions of that apart."""
+
+    subject: Op | Network
+    purpose: str
+    replica: int = 0
+
+
+class Planned(Protocol):
+    """What :meth:`Plan.runs` needs of a slot."""
+
+    @property
+    def subject(self) -> str:
+        """Key of the subject."""
+
+    @property
+    def replica(self) -> int:
+        """Replica of the plan item."""
+
+
+S = TypeVar("S", bound=Planned)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign measures. ``space`` is the ``spec`` of the search space it was made for, if any."""
+
+    items: tuple[PlanItem, ...]
+    seed: int = 0
+    space: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise ConfigError("a plan needs at least one subject")
+        if self.seed < 0:
+            raise ConfigError(f"a seed is a number from 0 up, not {self.seed}")
+        seen: set[tuple[str, str, int]] = set()
+        for i in self.items:
+            if i.purpose not in PURPOSES:
+                raise ConfigError(f"purpose {i.purpose!r} of {i.subject}; known: {', '.join(PURPOSES)}")
+            name = (i.subject.key, i.purpose, i.replica)
+            if name in seen:
+                raise ConfigError(f"{i.subject} is planned twice for {i.purpose!r}; number its replicas")
+            seen.add(name)
+
+    @classmethod
+    def of(cls, subjects: Iterable[Op | Network], *, networks: str = "calibration", seed: int = 0) -> Self:
+        """Measure these subjects, each once (equal ones count once), Networks for the purpose ``networks``."""
+        distinct = {s.key: s for s in subjects}
+        items = (PlanItem(s, networks if isinstance(s, Network) else "op") for s in distinct.values())
+        return cls(tuple(items), seed)
+
+    @classmethod
+    def for_space(
+        cls,
+        space: SearchSpace,
+        *,
+        ops: bool = True,
+        units: Callable[[Network], Sequence[Unit]] | None = None,
+        calibration: int = 20,
+        validation: int = 20,
+        seed: int = 0,
+        exclude: Iterable[Arch] = (),
+    ) -> Self:
+        """Everything that a latency model of a space needs.
+
+        All block Ops (``ops``), all units where ``units`` says how to find them (e.g. an open device's
+        ``device.units``), ``calibration`` networks, and ``validation`` networks twice: two disjoint replicas, each
+        with the full protocol, give the noise floor. Networks are drawn from ``seed``, all different; none of
+        ``exclude`` and none whose graph equals one of theirs. Raises :class:`ConfigError` if the space has too few.
+        """
+        items = [PlanItem(op, "op") for op in space.ops()] if ops else []
+        if units is not None:
+            items += [PlanItem(op, "op") for op in space.ops("unit", units)]
+        nets = _distinct_networks(space, calibration + validation, seed, exclude)
+        items += [PlanItem(n, "calibration") for n in nets[:calibration]]
+        items += [PlanItem(n, "validation", r) for n in nets[calibration:] for r in (0, 1)]
+        return cls(tuple(items), seed, space.spec)
+
+    @property
+    def subjects(self) -> list[Op | Network]:
+        """Distinct subjects in the order of the plan."""
+        return list({i.subject.key: i.subject for i in self.items}.values())
+
+    def hash(self, setting: Setting, protocol: MeasurementProtocol) -> str:
+        """Content hash, 16 hexadecimal digits: equal hash, equal campaign."""
+        content = {
+            "setting": setting.to_json(),
+            "protocol": protocol.model_dump(mode="json"),
+            "seed": self.seed,
+            "items": [[i.subject.key, i.purpose, i.replica] for i in self.items],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    def runs(self, slots: Sequence[S], number: int) -> list[list[S]]:
+        """The slots of round ``number`` in shuffled order, dealt out to as many measuring processes as needed.
+
+        One process is enough unless a subject occurs with several replicas: those are never measured by one process,
+        or they would share its memory layout and agree too well. The rest is then dealt out evenly.
+        """
+        rng = np.random.default_rng([self.seed, number])
+        shuffled = [slots[i] for i in rng.permutation(len(slots))]
+        replicas: dict[str, set[int]] = {}
+        for s in slots:
+            replicas.setdefault(s.subject, set()).add(s.replica)
+        if all(len(r) == 1 for r in replicas.values()):
+            return [shuffled] if shuffled else []
+        parts = 1 + max(s.replica for s in slots)
+        offset = {key: int(o) for key, o in zip(replicas, rng.integers(0, parts, len(replicas)), strict=True)}
+        dealt: list[list[S]] = [[] for _ in range(parts)]
+        for s in shuffled:
+            dealt[(offset[s.subject] + s.replica) % parts].append(s)
+        return [d for d in dealt if d]
+
+
+def _distinct_networks(space: SearchSpace, n: int, seed: int, exclude: Iterable[Arch]) -> list[Network]:
+    """``n`` networks of different graphs, none of them one of ``exclude``."""
+    rng = np.random.default_rng(seed)
+    seen = {space.network(a).key for a in exclude}
+    tried: set[Arch] = set()
+    found: list[Network] = []
+    misses = 0
+    while len(found) < n:
+        arch = space.sample(rng)
+        if arch not in tried:
+            tried.add(arch)
+            net = space.network(arch)
+            if net.key not in seen:
+                seen.add(net.key)
+                found.append(net)
+                misses = 0
+                continue
+        misses += 1
+        # Uniform draws that find nothing new this often: at most a few per cent of the space can be left.
+        if len(tried) == space.size or misses > 1000 + 50 * n:
+            raise ConfigError(f"{space.name} has only about {len(found)} distinct networks to draw; {n} were asked for")
+    return found
