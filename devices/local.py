@@ -1,0 +1,210 @@
+"""The local transport: this machine, reached by starting processes on it.
+
+Every command runs in a process group of its own, so that ending it ends its children too; the work folder is fresh,
+readable by its owner alone, and gone after ``close``.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from latbench.errors import DeviceTimeoutError, TransportError
+from latbench.profile import parse_section
+from latbench.transport import Completed, Stream, Transport
+
+#: How much of a command's standard error is kept, bytes.
+STDERR_TAIL = 8000
+
+
+class LocalOptions(BaseModel):
+    """The profile's ``[transport]`` section for ``kind = "local"``: environment variables for what is started."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str = "local"
+    env: dict[str, str] = {}
+
+
+class LocalTransport(Transport):
+    """This machine. See :class:`~latbench.transport.Transport`."""
+
+    def __init__(self, options: Mapping[str, Any], where: str) -> None:
+        super().__init__(options, where)
+        self._options = parse_section(LocalOptions, dict(options), where, "transport")
+        self.workdir = ""
+
+    def open(self) -> None:
+        """Make the work folder (mode 0700)."""
+        if not self.workdir:
+            try:
+                self.workdir = tempfile.mkdtemp(prefix="latbench-")
+            except OSError as e:
+                raise TransportError(f"{self.where}: no work folder can be made: {e}") from e
+
+    def close(self) -> None:
+        """Remove the work folder."""
+        if self.workdir:
+            shutil.rmtree(self.workdir, ignore_errors=True)
+            self.workdir = ""
+
+    @property
+    def same_host(self) -> bool:
+        """True: the host shares its cores with what it measures."""
+        return True
+
+    def run(self, argv: Sequence[str], timeout_s: float = 60.0) -> Completed:
+        """Run a command to its end; see the base class."""
+        process = self._start(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise DeviceTimeoutError(
+                f"{self.where}: {' '.join(argv)!r} did not end within {timeout_s:g} s and was killed"
+            ) from None
+        finally:
+            kill_group(process)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        return Completed(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    def put(self, local: Path, remote: str) -> None:
+        """Copy a file into the work folder."""
+        self._copy(local, self._path(remote))
+
+    def get(self, remote: str, local: Path) -> None:
+        """Copy a file out of the work folder."""
+        self._copy(self._path(remote), local)
+
+    @contextmanager
+    def stream(self, argv: Sequence[str]) -> Iterator[Stream]:
+        """Start a command that talks in lines; leaving the block ends it."""
+        with tempfile.TemporaryFile() as err:
+            stream = LocalStream(self._start(argv, stdin=subprocess.PIPE, stderr=err), err, self.where)
+            try:
+                yield stream
+            finally:
+                stream.close()
+
+    def _path(self, remote: str) -> Path:
+        if not self.workdir:
+            raise TransportError(f"{self.where}: the transport is not open")
+        return Path(self.workdir, remote)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except OSError as e:
+            raise TransportError(f"{self.where}: cannot copy {source} to {target}: {e}") from e
+
+    def _start(self, argv: Sequence[str], stdin: int, stderr: Any) -> subprocess.Popen[bytes]:
+        cwd = self._path(".")
+        try:
+            return subprocess.Popen(
+                list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd, bufsize=0,
+                env={**os.environ, **self._options.env}, start_new_session=True,
+            )  # fmt: skip
+        except OSError as e:
+            raise TransportError(f"{self.where}: cannot start {argv[0]!r}: {e}") from e
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all children that stayed in its group."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    process.wait()
+
+
+class LocalStream(Stream):
+    """A running local command. See :class:`~latbench.transport.Stream`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], err: Any, where: str) -> None:
+        self._process, self._err, self._where = process, err, where
+        self._buffer = bytearray()
+        self._closed: Completed | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the command."""
+        return self._process.pid
+
+    def send(self, line: str) -> None:
+        """Write one line to its standard input. Raises :class:`TransportError` if it has ended."""
+        assert self._process.stdin is not None
+        data = memoryview(line.encode() + b"\n")
+        try:
+            while data:
+                data = data[self._process.stdin.write(data) :]
+        except (BrokenPipeError, ValueError) as e:
+            raise TransportError(f"{self._where}: the command ended before it could be told anything") from e
+
+    def end_input(self) -> None:
+        """Close its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def lines(self, timeout_s: float) -> Iterator[str]:
+        """Lines of its standard output until it ends; see the base class."""
+        pipe = self._process.stdout
+        assert pipe is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                end = time.monotonic() + timeout_s
+                while (cut := self._buffer.find(b"\n")) < 0:
+                    if not selector.select(max(0.0, end - time.monotonic())):
+                        raise DeviceTimeoutError(f"{self._where}: no answer for {timeout_s:g} s")
+                    chunk = os.read(pipe.fileno(), 1 << 16)
+                    if not chunk:
+                        if self._buffer:
+                            rest, self._buffer = bytes(self._buffer), bytearray()
+                            yield rest.decode("utf-8", "replace")
+                        return
+                    self._buffer += chunk
+                line = bytes(self._buffer[:cut])
+                del self._buffer[: cut + 1]
+                yield line.decode("utf-8", "replace")
+
+    def close(self) -> Completed:
+        """Kill it with its children, unless it has ended; gives exit code and the end of its standard error."""
+        if self._closed is None:
+            code = self._process.poll()
+            if code is None and self._process.stdout is not None and not self._alive():
+                code = self._process.wait()
+            kill_group(self._process)
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            size = self._err.seek(0, os.SEEK_END)
+            self._err.seek(max(0, size - STDERR_TAIL))
+            text = self._err.read().decode("utf-8", "replace")
+            self._closed = Completed(self._process.returncode if code is None else code, "", text)
+        return self._closed
+
+    def _alive(self) -> bool:
+        """False if it has closed its output and ends by itself within a second: its own exit code is then known."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(0) or os.read(self._process.stdout.fileno(), 1):
+                return True
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return True
+        return False

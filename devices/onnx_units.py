@@ -1,0 +1,147 @@
+"""The units of a network under one Setting's onnxruntime: read, checked, kept as JSON, and planned without a device."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from latbench.device import Unit
+from latbench.errors import ModelError, NotInstalledError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.runtime import artefact_folder, write_atomically
+from latbench.setting import Setting
+
+from .onnx_graph import RuntimeGraph, node_names
+
+if TYPE_CHECKING:
+    import onnx
+
+    Optimise = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+def check_coverage(units: Sequence[Unit], net: Network) -> None:
+    """Raises :class:`ModelError` unless every primitive with multiply-accumulates is covered exactly once."""
+    times = Counter(n for u in units for n in u.nodes)
+    wrong = [n.name for n in net.nodes if n.op.macs and times[n.name] != 1]
+    if wrong:
+        raise ModelError(f"{net.name}: the runtime's graph covers {wrong[:5]} {[times[n] for n in wrong[:5]]} times")
+
+
+def units_of(
+    optimised: onnx.ModelProto, net: Network, block: int, to_onnx: Callable[[Network], onnx.ModelProto], again: Optimise
+) -> list[Unit]:
+    """Units read from an optimised graph. Where a file's own tensor names do not fit, the network is written anew.
+
+    Raises :class:`ModelError`.
+    """
+    import onnx
+
+    original = onnx.load_model_from_string(net.source) if net.source else None
+    names = node_names(original) if original else {n.name: n.outputs[0] for n in net.nodes}
+    try:
+        units = RuntimeGraph(optimised, net, names, block).units
+        check_coverage(units, net)
+    except ModelError:
+        if net.source is None:
+            raise
+        bare = net.replace(source=None)
+        return units_of(again(to_onnx(bare)), bare, block, to_onnx, again)
+    return units
+
+
+def units_to_json(units: Sequence[Unit], net: Network) -> str:
+    """Units as JSON that fits every network of the same key: nodes and tensors are given by number."""
+    number = {n.name: i for i, n in enumerate(net.nodes)}
+    tensor = {t: i for i, t in enumerate(_tensors(net))}
+    return json.dumps(
+        [[u.op.key, [number[n] for n in u.nodes], [tensor[t] for t in u.outputs], u.name, u.provider] for u in units]
+    )
+
+
+def units_from_json(text: str, net: Network) -> list[Unit]:
+    """The inverse of :func:`units_to_json`."""
+    names, tensors = [n.name for n in net.nodes], _tensors(net)
+    return [
+        Unit(_parse(key), tuple(names[i] for i in nodes), tuple(tensors[i] for i in outputs), name, provider)
+        for key, nodes, outputs, name, provider in json.loads(text)
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _parse(key: str) -> Op:
+    return Op.parse(key)
+
+
+def _tensors(net: Network) -> list[str]:
+    return [*net.inputs, *(t for n in net.nodes for t in n.outputs)]
+
+
+# -- without a device -----------------------------------------------------------------------------------------------
+
+
+def plan(setting: Setting, net: Network) -> list[Unit]:
+    """The units of a network in a Setting, optimised on this host; cached on disk by the network's key.
+
+    Raises :class:`NotInstalledError` where this host's onnxruntime is missing or of another version, and
+    :class:`ModelError` where it lays tensors out differently (another kind of CPU): ask an open device then.
+    """
+    import hashlib
+
+    o = setting.options
+    target = {"plan": setting.runtime, "version": setting.runtime_version, **o}
+    path = artefact_folder(target) / f"units-{hashlib.sha256(net.key.encode()).hexdigest()[:32]}.json"
+    if not path.exists():
+        write_atomically(path, units_to_json(_plan(setting, net), net).encode())
+    return units_from_json(path.read_text("utf-8"), net)
+
+
+def _plan(setting: Setting, net: Network) -> list[Unit]:
+    import onnx
+
+    from .onnxruntime import block_size, probe_model
+
+    o, version = setting.options, setting.runtime_version
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise NotInstalledError("onnxruntime", f"pip install onnxruntime=={version}") from None
+    if onnxruntime.__version__ != version:
+        raise NotInstalledError(
+            f"onnxruntime {version}", f"pip install onnxruntime=={version}",
+            f"this host has {onnxruntime.__version__}, which may run the network differently",
+        )  # fmt: skip
+
+    def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+        return optimise_here(model.SerializeToString(), str(o["graph_optimization"]), str(o["provider"]))
+
+    def to_onnx(n: Network) -> onnx.ModelProto:
+        return n.to_onnx(opset=int(o["opset"]), ir_version=int(o["ir_version"]))
+
+    if (here := block_size(optimise(probe_model()))) != o["nchwc_block"]:
+        raise ModelError(
+            f"this host's CPU lays out channels in blocks of {here}, device {setting.device} in blocks of "
+            f"{o['nchwc_block']}: open the device and ask its units"
+        )
+    first = onnx.load_model_from_string(net.source) if net.source else to_onnx(net)
+    return units_of(optimise(first), net, int(o["nchwc_block"]), to_onnx, optimise)
+
+
+def optimise_here(model: bytes, level: str, provider: str) -> onnx.ModelProto:
+    """A model as this host's onnxruntime runs it."""
+    import tempfile
+
+    import onnx
+    import onnxruntime as ort
+
+    levels = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+    so = ort.SessionOptions()
+    so.graph_optimization_level = getattr(ort.GraphOptimizationLevel, "ORT_" + levels[level])
+    so.intra_op_num_threads, so.log_severity_level = 1, 4
+    with tempfile.TemporaryDirectory(prefix="latbench-") as tmp:
+        so.optimized_model_filepath = f"{tmp}/optimised.onnx"
+        ort.InferenceSession(model, so, providers=[provider])
+        return onnx.load_model(so.optimized_model_filepath)

@@ -1,0 +1,377 @@
+"""onnxruntime: the embedded default runtime.
+
+Everything is optimised once, on the device and by the device's own onnxruntime, at the profile's level; what is then
+timed is that optimised graph, loaded without further optimisation. A whole network is its optimised graph; an Op is cut
+out of its context (:mod:`.onnx_context`), so that the kernel measured alone and the kernel in a network are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from latbench.device import Check, Unit
+from latbench.errors import ConfigError, DeviceError, LatbenchError, ModelError, NotInstalledError, UnsupportedOpError
+from latbench.network import Network
+from latbench.op import Op, TensorSpec
+from latbench.profile import Profile, parse_section
+from latbench.runner import HELLO_TIMEOUT_S, RunnerRuntime
+from latbench.runtime import Artefact, artefact_folder, write_atomically
+from latbench.setting import Setting
+from latbench.transport import Transport
+from latbench.visit import Failure
+
+from .onnx_context import NotCleanError, Wrapped, cut_block, cut_unit, reorder_model, wrap
+from .onnx_graph import REORDERS, RuntimeGraph, node_names
+from .onnx_units import units_from_json, units_of, units_to_json
+
+if TYPE_CHECKING:
+    import onnx
+
+RUNNER = "onnxruntime_runner.py"
+
+
+class OnnxRuntimeOptions(BaseModel):
+    """The profile's ``[runtime]`` section for ``kind = "onnxruntime"``.
+
+    ``affinity`` is a list of cores, or "auto": the last ones. ``python`` starts the runner on the device; empty means
+    this interpreter, on this machine, and ``python3`` elsewhere. ``runner`` replaces the runner's file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["onnxruntime"] = "onnxruntime"
+    threads: int = Field(1, ge=1)
+    execution_mode: Literal["sequential", "parallel"] = "sequential"
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
+    provider: str = "CPUExecutionProvider"
+    affinity: list[int] | Literal["auto"] = "auto"
+    opset: int = Field(17, ge=13)
+    ir_version: int = Field(8, ge=7)
+    python: str = ""
+    runner: Path | None = None
+
+
+class OnnxRuntime(RunnerRuntime):
+    """onnxruntime through its runner. See :class:`~latbench.runtime.Runtime`."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def __init__(self, section: Mapping[str, Any], where: str, profile: Profile, transport: Transport) -> None:
+        super().__init__(section, where, profile, transport)
+        self.transport = transport
+        self.options = parse_section(OnnxRuntimeOptions, dict(section), where, "runtime")
+        self._memory: dict[str, Artefact] = {}
+        self._units: dict[str, list[Unit]] = {}
+
+    # -- the runner ---------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Say hello, check the runtime and the cores, find the layout's block size."""
+        runner = self.options.runner or Path(str(files("latbench.devices.runners").joinpath(RUNNER)))
+        self.transport.put(runner, "runner.py")
+        super().open()
+        version = self.hello.get("runtime_version")
+        if not isinstance(version, str):
+            python = self.hello.get("executable")
+            raise NotInstalledError("onnxruntime", f"{python} -m pip install onnxruntime", f"on {self.profile.name}")
+        if self.options.provider not in self.hello["providers"]:
+            raise ConfigError(
+                f"{self.where}:\n  runtime.provider: onnxruntime {version} on the device has no "
+                f"{self.options.provider!r}; it has: {', '.join(self.hello['providers'])}"
+            )
+        self.version = version
+        self.affinity = self._affinity(self.hello["environment"]["affinity"])
+        self.folder = artefact_folder(self._target())
+        self.block = self._block()
+
+    def _affinity(self, allowed: Sequence[int]) -> tuple[int, ...]:
+        o = self.options
+        cores = list(allowed)[-o.threads :] if o.affinity == "auto" else o.affinity
+        if o.affinity != "auto" and (missing := sorted(set(cores) - set(allowed))):
+            raise ConfigError(f"{self.where}:\n  runtime.affinity: the device has no core {missing}; it has {allowed}")
+        if len(cores) < o.threads:
+            raise ConfigError(f"{self.where}:\n  runtime.threads: {o.threads} threads on {len(cores)} cores")
+        return tuple(cores)
+
+    def _target(self) -> dict[str, Any]:
+        o = self.options
+        return {
+            "device": self.identity(), "runtime": self.name, "version": self.version, "provider": o.provider,
+            "graph_optimization": o.graph_optimization, "opset": o.opset, "ir_version": o.ir_version,
+        }  # fmt: skip
+
+    def runner_argv(self) -> list[str]:
+        """Python and the runner, in the work folder."""
+        python = self.options.python or (sys.executable if self.transport.same_host else "python3")
+        return [python, "-u", f"{self.transport.workdir}/runner.py"]
+
+    def runner_options(self) -> dict[str, Any]:
+        """What sessions are made with, and the cores to stay on."""
+        o = self.options
+        return {
+            "threads": o.threads, "execution_mode": o.execution_mode, "provider": o.provider,
+            "affinity": list(self.affinity),
+        }  # fmt: skip
+
+    @property
+    def setting(self) -> Setting:
+        """Device, version and options; the layout's block size says which kernels this CPU gets."""
+        o = self.options
+        return Setting(
+            device=self.identity(), runtime=self.name, runtime_version=self.version, threads=o.threads,
+            affinity=self.affinity, power_mode=self.profile.power_mode,
+            options={
+                "provider": o.provider, "execution_mode": o.execution_mode, "opset": o.opset,
+                "graph_optimization": o.graph_optimization, "ir_version": o.ir_version, "nchwc_block": self.block,
+            },
+        )  # fmt: skip
+
+    def _block(self) -> int:
+        cached = self.folder / "block.json"
+        if not cached.exists():
+            (made,) = self._optimise([("block", probe_model(), self.options.graph_optimization)]).values()
+            if isinstance(made, Failure):
+                raise DeviceError(f"{self.where}: onnxruntime cannot even run one convolution: {made.message}")
+            write_atomically(cached, json.dumps(block_size(made)).encode())
+        return int(json.loads(cached.read_text()))
+
+    # -- artefacts ----------------------------------------------------------------------------------------------
+
+    def artefacts(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
+        """Key → artefact; what is missing is optimised on the device in one batch and cut here."""
+        made: dict[str, Artefact] = {}
+        missing: dict[str, Op | Network] = {}
+        for s in subjects:
+            name = file_name(s)
+            if (known := self._memory.get(name) or self._cached(name)) is None:
+                missing[name] = s
+            else:
+                self._memory[name] = made[s.key] = known
+        todo = list(missing.items())
+        for i in range(0, len(todo), 16):
+            batch = dict(todo[i : i + 16])
+            for name, artefact in self._build(batch).items():
+                self._memory[name] = made[batch[name].key] = artefact
+        return made
+
+    def _cached(self, name: str) -> Artefact | None:
+        meta = self.folder / f"{name}.json"
+        try:
+            d = json.loads(meta.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        path = self.folder / f"{name}.onnx"
+        return Artefact(path, d["boundary"], d["run"], d["note"]) if path.exists() else None
+
+    def _store(self, name: str, model: bytes, boundary: Any, io: str, note: Mapping[str, Any]) -> Artefact:
+        write_atomically(self.folder / f"{name}.onnx", model)
+        run = {"level": "none", "io": io}
+        meta = {"boundary": boundary, "run": run, "note": dict(note)}
+        write_atomically(self.folder / f"{name}.json", json.dumps(meta).encode())
+        return Artefact(self.folder / f"{name}.onnx", boundary, run, note)
+
+    def _build(self, subjects: Mapping[str, Op | Network]) -> dict[str, Artefact]:
+        """Artefacts of one batch: first in context, what does not come out clean alone."""
+        level, made = self.options.graph_optimization, dict[str, Artefact]()
+        alone: dict[str, str] = {}
+        wrapped: dict[str, Wrapped] = {}
+        models: list[tuple[str, onnx.ModelProto | bytes, str]] = []
+        for name, s in subjects.items():
+            try:
+                if isinstance(s, Network):
+                    models.append((name, s.source or self._onnx(s), level))
+                elif s.kind in REORDERS and s.level == "unit":
+                    model = reorder_model(s, self.options.ir_version, self.options.opset)
+                    made[name] = self._store(name, model, "in-context", "bound", {})
+                else:
+                    wrapped[name] = wrap(s)
+                    models.append((name, self._onnx(wrapped[name].net), level))
+            except LatbenchError as e:
+                made[name] = _no_artefact(e)
+        for name, result in self._optimise(models).items():
+            s = subjects[name]
+            if isinstance(result, Failure):
+                if isinstance(s, Network):
+                    made[name] = _no_artefact(result)
+                else:
+                    alone[name] = result.message
+            elif isinstance(s, Network):
+                made[name] = self._store(name, result.SerializeToString(), "whole", "feeds", {})
+            else:
+                original = {n.name: n.outputs[0] for n in wrapped[name].net.nodes}
+                graph = RuntimeGraph(result, wrapped[name].net, original, self.block)
+                try:
+                    model = (cut_unit(graph, s) if s.level == "unit" else None) or cut_block(graph, wrapped[name])
+                except ModelError as e:
+                    alone[name] = str(e)
+                else:
+                    made[name] = self._store(name, model, "in-context", "bound", {})
+        made.update(self._build_alone({n: subjects[n] for n in alone}, alone))
+        return made
+
+    def _build_alone(self, subjects: Mapping[str, Any], why: Mapping[str, str]) -> dict[str, Artefact]:
+        """Ops optimised without context, boundary "isolated", with the reason in their Visits' environment."""
+        made: dict[str, Artefact] = {}
+        models = []
+        for name, op in subjects.items():
+            try:
+                models.append((name, self._onnx(wrap(op, context=False).net), self.options.graph_optimization))
+            except LatbenchError as e:
+                made[name] = _no_artefact(e)
+        for name, result in self._optimise(models).items():
+            if isinstance(result, Failure):
+                made[name] = _no_artefact(result)
+            else:
+                note = {"isolated_because": why[name]}
+                made[name] = self._store(name, result.SerializeToString(), "isolated", "bound", note)
+        return made
+
+    def _onnx(self, net: Network) -> onnx.ModelProto:
+        return net.to_onnx(opset=self.options.opset, ir_version=self.options.ir_version)
+
+    def _optimise(
+        self, models: Sequence[tuple[str, onnx.ModelProto | bytes, str]]
+    ) -> dict[str, onnx.ModelProto | Failure]:
+        """Optimise models on the device: name → the optimised model, or why there is none."""
+        import onnx
+
+        out: dict[str, onnx.ModelProto | Failure] = {}
+        if not models:
+            return out
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".build-") as tmp, self.conversation() as talk:
+            commands = []
+            for i, (name, model, level) in enumerate(models):
+                path = Path(tmp, f"{i}.onnx")
+                path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+                there = str(path)
+                if not self.transport.same_host:
+                    there = f"build-{i}.onnx"
+                    self.transport.put(path, there)
+                commands.append({"id": name, "path": there, "out": f"{there}.out", "level": level})
+            talk.send(cmd="optimize", options=self.runner_options() | {"affinity": []}, models=commands)
+            by_id = {c["id"]: c for c in commands}
+            while (e := talk.event(self.build_timeout_s, "it optimised models"))["event"] != "done":
+                name = str(e.get("id"))
+                if name not in by_id:
+                    raise DeviceError(f"{self.where}: the runner optimised {name!r}, which nobody asked for")
+                if e["event"] == "failed":
+                    out[name] = Failure(str(e.get("kind")), str(e.get("message")))
+                    continue
+                local = Path(by_id[name]["out"])
+                if not self.transport.same_host:
+                    local = Path(tmp, "out")
+                    self.transport.get(by_id[name]["out"], local)
+                out[name] = onnx.load_model(local)
+        return out
+
+    # -- units --------------------------------------------------------------------------------------------------
+
+    def units(self, net: Network) -> list[Unit]:
+        """The runtime's nodes for a network, layout conversions included, in execution order."""
+        name = f"units-{hashlib.sha256(net.key.encode()).hexdigest()[:32]}"
+        if name not in self._units:
+            path = self.folder / f"{name}.json"
+            if not path.exists():
+                units = self._read_units(net)
+                write_atomically(path, units_to_json(units, net).encode())
+            self._units[name] = path  # type: ignore[assignment]
+            self._units[name] = units_from_json(path.read_text("utf-8"), net)
+        return self._units[name]
+
+    def _read_units(self, net: Network) -> list[Unit]:
+        import onnx
+
+        artefact = self.artefacts([net])[net.key]
+        if artefact.path is None:
+            raise _error(artefact)
+        return units_of(onnx.load_model(artefact.path), net, self.block, self._onnx, self._optimised)
+
+    def _optimised(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        result = self._optimise([("plan", model, self.options.graph_optimization)])["plan"]
+        if isinstance(result, Failure):
+            raise ModelError(result.message)
+        return result
+
+    @classmethod
+    def plan(cls, setting: Setting, net: Network) -> list[Unit]:
+        """The units of a Setting without its device; see :mod:`.onnx_units`."""
+        from .onnx_units import plan
+
+        return plan(setting, net)
+
+    def profile_units(self, net: Network, runs: int = 20) -> dict[str, float]:
+        """Runtime node name → mean nanoseconds, by onnxruntime's profiler."""
+        artefact = self.artefacts([net])[net.key]
+        if artefact.path is None:
+            raise _error(artefact)
+        with self.conversation() as talk:
+            talk.send(
+                cmd="profile", options=self.runner_options(), path=self.on_device(artefact.path), level="none",
+                runs=runs, warmup=3,
+            )  # fmt: skip
+            e = talk.event(self.build_timeout_s, "it profiled a network")
+        if e["event"] == "failed":
+            raise ModelError(f"{net.name}: {e.get('message')}")
+        return {str(n): float(us) * 1000.0 for n, us in self._expect(e, "profile")["nodes"].items()}
+
+    def checks(self) -> list[Check]:
+        """Is this machine fit to measure?"""
+        from .machine_checks import machine_checks
+
+        with self.conversation() as talk:
+            talk.send(cmd="hello", options={"affinity": list(self.affinity)}, busy_s=0.5)
+            hello = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")
+        return machine_checks(hello, self.affinity)
+
+
+def file_name(subject: Op | Network) -> str:
+    """The name of a subject's artefact: of the very file or weights for a network that has them, else of its key."""
+    h = hashlib.sha256(subject.key.encode())
+    if isinstance(subject, Network):
+        if subject.source is not None:
+            h.update(subject.source)
+        for node, weights in sorted((subject.weights or {}).items()):
+            for name, array in sorted(weights.items()):
+                h.update(f"{node}.{name}{array.shape}{array.dtype}".encode() + array.tobytes())
+    return h.hexdigest()[:32]
+
+
+def probe_model() -> onnx.ModelProto:
+    """One small convolution; how it is laid out says how many channels a block has."""
+    spec = TensorSpec((1, 8, 4, 4))
+    op = Op.make(
+        "conv", [spec], out_channels=8, kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1), dilation=(1, 1), groups=1,
+        bias=False,
+    )  # fmt: skip
+    return op.expand().to_onnx(opset=17, ir_version=8)
+
+
+def block_size(probe: onnx.ModelProto) -> int:
+    """Channels in a block of the blocked layout, read off the probe's reordered weights; 0 if it stays unblocked."""
+    weights = {i.name: list(i.dims) for i in probe.graph.initializer}
+    for n in probe.graph.node:
+        if n.op_type == "Conv" and n.domain:
+            return int(weights[n.input[1]][0])
+    return 0
+
+
+def _no_artefact(e: LatbenchError | Failure) -> Artefact:
+    f = e if isinstance(e, Failure) else Failure(type(e).__name__, str(e))
+    return Artefact(None, failure=f, unsupported=f.kind == "UnsupportedOpError")
+
+
+def _error(a: Artefact) -> ModelError:
+    message = a.failure.message if a.failure else ""
+    return UnsupportedOpError("network", message) if a.unsupported else ModelError(message)
+
+
+__all__ = ["NotCleanError", "OnnxRuntime", "OnnxRuntimeOptions", "node_names"]

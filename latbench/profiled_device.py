@@ -1,0 +1,115 @@
+"""A device made of a profile: its transport and its runtime found by entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latbench import plugins
+from latbench.device import Check, Description, Device, Job, Unit
+from latbench.errors import ConfigError, DeviceError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.profile import Profile, find_profile, profile_paths
+from latbench.protocol import Protocol
+from latbench.runtime import Runtime
+from latbench.setting import Setting
+from latbench.transport import Transport
+from latbench.visit import Visit
+
+
+def load_device(profile: str | Path | Profile) -> Device:
+    """A device by the name of a bundled profile, the path of a TOML file, or a :class:`Profile`. It is not open yet.
+
+    Raises :class:`ConfigError` naming the file and the dotted key.
+    """
+    if isinstance(profile, Profile):
+        return ProfiledDevice(profile, profile.name)
+    where = str(profile) if str(profile).endswith(".toml") else str(profile_paths().get(str(profile), profile))
+    return ProfiledDevice(find_profile(profile), where)
+
+
+class ProfiledDevice(Device):
+    """Profile + transport + runtime. ``where`` is the profile's file, for error texts."""
+
+    def __init__(self, profile: Profile, where: str = "") -> None:
+        self.profile, self.where = profile, where or profile.name
+        self.transport: Transport = self._make("transports", "transport", profile.transport)
+        self.runtime: Runtime = self._make("runtimes", "runtime", profile.runtime, profile, self.transport)
+        self._open = False
+
+    def _make(self, group: str, section: str, options: Mapping[str, Any], *more: Any) -> Any:
+        kind = options.get("kind")
+        if not isinstance(kind, str):
+            known = ", ".join(plugins.names(group))
+            raise ConfigError(f"{self.where}:\n  {section}.kind: must name one of: {known} (got {kind!r})")
+        try:
+            made = plugins.load(group, kind)
+        except ConfigError as e:
+            raise type(e)(f"{self.where}:\n  {section}.kind: {e}") if type(e) is ConfigError else e from e
+        return made(options, self.where, *more)
+
+    def open(self) -> None:
+        """Connect; a device that cannot be opened leaves nothing behind."""
+        if self._open:
+            return
+        self.transport.open()
+        try:
+            self.runtime.open()
+        except BaseException:
+            self.transport.close()
+            raise
+        self._open = True
+
+    def close(self) -> None:
+        """End everything and remove the work folder."""
+        if self._open:
+            self._open = False
+            try:
+                self.runtime.close()
+            finally:
+                self.transport.close()
+
+    def _opened(self) -> Runtime:
+        if not self._open:
+            raise DeviceError(f"device {self.profile.name} is not open; use `with device:`")
+        return self.runtime
+
+    def describe(self) -> Description:
+        """See the base class."""
+        return self._opened().describe()
+
+    @property
+    def setting(self) -> Setting:
+        """See the base class."""
+        return self._opened().setting
+
+    def visits(self, jobs: Sequence[Job], protocol: Protocol) -> Iterator[Visit]:
+        """See the base class."""
+        runtime = self._opened()
+        slots = [j.slot for j in jobs]
+        if len(set(slots)) < len(slots):
+            raise DeviceError("the slots of a stream's jobs must differ")
+        return runtime.visits(jobs, protocol) if jobs else iter(())
+
+    def units(self, net: Network) -> list[Unit]:
+        """See the base class."""
+        return self._opened().units(net)
+
+    def profile_units(self, net: Network, runs: int = 20) -> dict[str, float]:
+        """Nanoseconds of each unit by its name, by the runtime's own profiler; {} where it has none."""
+        return self._opened().profile_units(net, runs)
+
+    def prepare(self, subjects: Iterable[Op | Network]) -> None:
+        """See the base class."""
+        self._opened().prepare(subjects)
+
+    def checks(self) -> list[Check]:
+        """See the base class."""
+        return self._opened().checks()
+
+    @property
+    def last_run(self) -> Mapping[str, Any]:
+        """What the last finished stream of Visits spent on the device: ``wall_ns``, ``spent_ns`` by purpose."""
+        return getattr(self._opened(), "last_run", {})

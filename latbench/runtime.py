@@ -1,0 +1,125 @@
+"""The contract of runtimes: what turns Ops and Networks into something that a device runs, and runs it.
+
+A :class:`Runtime` is found by entry point (group ``latbench.runtimes``, the profile's ``runtime.kind``). It gets its own
+section of the profile, the profile, and the transport. Most runtimes send a small program to the device and talk to it
+in JSON lines: they derive from :class:`latbench.runner.RunnerRuntime` and say only how artefacts are built and how the
+program is started (in Python for onnxruntime and torch; a C program answers the same events). A runtime that needs no
+device, such as a simulator, derives from :class:`Runtime` itself, ignores the transport, and computes its Visits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from latbench.device import Check, Description, Job, Unit
+from latbench.network import Network
+from latbench.op import Op
+from latbench.protocol import Protocol
+from latbench.setting import Setting
+from latbench.visit import Boundary, Failure, Visit
+
+if TYPE_CHECKING:
+    from latbench.profile import Profile
+    from latbench.transport import Transport
+
+#: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
+ARTEFACT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What is loaded on the device for one subject.
+
+    ``path`` is its file on the host; ``run`` what the runner must know besides it; ``note`` goes into the environment
+    of its Visits. Without a path ``failure`` says why there is none (a rule of the runtime: ``unsupported``).
+    """
+
+    path: Path | None
+    boundary: Boundary = "whole"
+    run: Mapping[str, Any] = field(default_factory=dict)
+    note: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    unsupported: bool = False
+
+
+def artefact_folder(target: Mapping[str, Any]) -> Path:
+    """The cache folder of one target: device identity, runtime, version, optimisation level, in any JSON form.
+
+    It lies under ``$XDG_CACHE_HOME/latbench/artefacts`` and holds ``target.json`` for people who look.
+    """
+    text = json.dumps({**target, "artefact_version": ARTEFACT_VERSION}, sort_keys=True, indent=1)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "latbench" / "artefacts" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "target.json").exists():
+        write_atomically(folder / "target.json", text.encode())
+    return folder
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+class Runtime(ABC):
+    """A runtime on one device. State trace: ``open`` → the rest → ``close``, as of the Device that owns it."""
+
+    #: Name as in Settings and as the profile's ``runtime.kind``.
+    name: ClassVar[str]
+
+    def __init__(self, section: Mapping[str, Any], where: str, profile: Profile, transport: Transport | None) -> None:
+        """``section`` is the profile's ``[runtime]``, ``where`` the profile's file. Raises :class:`ConfigError`."""
+        self.where, self.profile, self.transport = where, profile, transport
+
+    @abstractmethod
+    def open(self) -> None:
+        """Start what is needed; the transport is open. Raises :class:`NotInstalledError`, :class:`DeviceError`."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what was started."""
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """Identity of the device, facts and environment, as seen from where the runtime runs."""
+
+    @property
+    @abstractmethod
+    def setting(self) -> Setting:
+        """Device, runtime, version, and every option that changes numbers."""
+
+    @abstractmethod
+    def prepare(self, subjects: Iterable[Op | Network]) -> None:
+        """Build the artefacts of subjects that have none yet, in one batch."""
+
+    @abstractmethod
+    def visits(self, jobs: Sequence[Job], protocol: Protocol) -> Iterator[Visit]:
+        """See :meth:`latbench.device.Device.visits`."""
+
+    @abstractmethod
+    def units(self, net: Network) -> list[Unit]:
+        """See :meth:`latbench.device.Device.units`."""
+
+    @classmethod
+    @abstractmethod
+    def plan(cls, setting: Setting, net: Network) -> list[Unit]:
+        """What :meth:`units` gives in a Setting, on the host and without a device, for saved predictors.
+
+        Raises :class:`NotInstalledError` where the host cannot know (another version of the runtime).
+        """
+
+    def profile_units(self, net: Network, runs: int = 20) -> dict[str, float]:
+        """Nanoseconds of each unit by its name, by the runtime's own profiler; {} where it has none."""
+        return {}
+
+    def checks(self) -> list[Check]:
+        """Is the device fit to measure?"""
+        return []
