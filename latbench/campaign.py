@@ -210,8 +210,6 @@ class _Run:
         while True:
             number, slots = self.ledger.next_round()
             if not slots:
-                if self.ledger.plan_more():
-                    continue
                 self._tell("done", "")
                 return
             self.rounds += 1

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from latbench.errors import DeviceError, ProtocolError
+from latbench.evidence import Evidence
 from latbench.network import Network
 from latbench.op import Op
 from latbench.plan import Plan
 from latbench.protocol import Protocol
 from latbench.setting import Setting
-from latbench.statistics import contention, run_times_ms, visit_intervals, visit_value
+from latbench.statistics import contention, run_times_ms, visit_intervals
 from latbench.store import Slot, SlotState, Store
 from latbench.store.visits import visit_row
 from latbench.visit import Failure, Role, Visit
@@ -68,7 +68,11 @@ class Ledger:
                 self._failures[self.slots[name].subject] += count
         #: Items whose runs are as uneven as contention would make them, always.
         self._uneven: set[int] = set()
-        self._round = min((s[0].visit for s in self._open.values()), default=0)
+        self._round = min((s[0].visit for s in self._open.values()), default=protocol.min_visits)
+        # Number of kept Visits when they were last looked at, and the items that were too wide then.
+        self._wide: tuple[int, list[int]] = (0, [])
+        #: Items that are not measured any further: they failed or are unsupported.
+        self._gone = {s.item for s in self.slots.values() if s.state not in ("planned", "done")}
 
     # -- what is next -------------------------------------------------------------------------------------------
 
@@ -87,20 +91,29 @@ class Ledger:
         return dict(Counter(s.state for s in self.slots.values()))
 
     def next_round(self) -> tuple[int, list[Slot]]:
-        """``(number, slots)``: the next open slot of each item whose turn it is; none when all planned are settled."""
-        while self._open:
-            slots = [s[0] for s in self._open.values() if s[0].visit <= self._round]
-            self._round += 1
-            if slots:
-                return self._round - 1, slots
-        return self._round, []
+        """``(number, slots)``: the next open slot of each item whose turn it is; none when the campaign is done.
 
-    def plan_more(self) -> int:
-        """Plan one more Visit, in the store first, of each item that is still too wide; gives how many."""
+        Once the first ``min_visits`` rounds are over, each round also holds a new slot, planned in the store first, of
+        every item whose interval is still too wide.
+        """
+        number = self._round
+        while self._open or number >= self.protocol.min_visits:
+            if number >= self.protocol.min_visits:
+                self._plan_more()
+            slots = [s[0] for s in self._open.values() if s[0].visit <= number]
+            number += 1
+            if slots:
+                self._round = number
+                return number - 1, slots
+            if not self._open:
+                break
+        return number, []
+
+    def _plan_more(self) -> None:
         slots = [
             Slot(f"{i}.{self._planned[i]}", i, item.subject.key, item.purpose, item.replica, self._planned[i])
             for i in self.wide()
-            if self._planned[i] < self.protocol.max_visits
+            if self._planned[i] < self.protocol.max_visits and i not in self._open
             for item in [self.plan.items[i]]
         ]
         if slots:
@@ -111,41 +124,24 @@ class Ledger:
                 self._open[s.item] = [named]
                 self._planned[s.item] += 1
                 self.open += 1
-            self._round = min(s.visit for s in slots)
-        return len(slots)
 
     def wide(self) -> list[int]:
         """Items whose 95 % interval over Visits, drift removed, is wider than ± the protocol's target."""
+        if self._wide[0] != len(self.kept):
+            self._wide = len(self.kept), self._find_wide()
+        return [i for i in self._wide[1] if i not in self._gone]
+
+    def _find_wide(self) -> list[int]:
         visits: dict[int, list[int]] = {}
-        values = self._values()
+        values = Evidence(self.kept, self._setting).values(self.protocol.statistic)
         for n, v in enumerate(self.kept):
             if v.slot:
                 visits.setdefault(self.slots[v.slot].item, []).append(n)
-        settled = [i for i in sorted(visits) if not self._given_up(i)]
-        intervals = visit_intervals([values[visits[i]] for i in settled], seed=self.plan.seed)
-        limit = self.protocol.target_ci
+        items, limit = sorted(visits), self.protocol.target_ci
+        intervals = visit_intervals([values[visits[i]] for i in items], seed=self.plan.seed)
         return [
-            i
-            for i, x in zip(settled, intervals, strict=True)
-            if max(x.high - x.value, x.value - x.low) > limit * x.value
+            i for i, x in zip(items, intervals, strict=True) if max(x.high - x.value, x.value - x.low) > limit * x.value
         ]
-
-    def _given_up(self, item: int) -> bool:
-        return any(
-            self.slots[f"{self.campaign}.{item}.{v}"].state not in ("planned", "done")
-            for v in range(self._planned[item])
-        )
-
-    def _values(self) -> npt.NDArray[np.float64]:
-        """Value of each kept Visit in milliseconds at the reference state: (kept,)."""
-        from latbench.drift import fit_drift
-
-        raw = np.array([visit_value(v, self.protocol.statistic) for v in self.kept])
-        middle = np.array([(v.started + v.ended) / 2 for v in self.kept])
-        kinds = [_kind(self._subjects.get(v.subject)) for v in self.kept]
-        control = np.array([v.role == "control" for v in self.kept], bool)
-        drift = fit_drift(middle, raw, [v.subject for v in self.kept], kinds, control, self.plan.seed)
-        return np.asarray(raw / np.exp(drift.log_slowdown), np.float64)
 
     # -- what a Visit means -------------------------------------------------------------------------------------
 
@@ -208,6 +204,7 @@ class Ledger:
         self.open -= 1
         if not left:
             del self._open[slot.item]
+        self._gone.update(give_up)
         for i in give_up:
             for s in self._open.pop(i, ()):
                 self.slots[s.name] = replace(s, state="skipped")
@@ -240,7 +237,3 @@ def _checked(v: Visit) -> Visit:
             v, samples_ns=np.empty(0, np.int64), wait_ns=None, failure=Failure("ProtocolError", f"{v.subject}: {e}")
         )
     return v
-
-
-def _kind(subject: Op | Network | None) -> str:
-    return "control" if subject is None else "network" if isinstance(subject, Network) else subject.kind
