@@ -1,0 +1,382 @@
+"""Latency of networks never seen, from regressors per kernel kind: units (or blocks) of known kind and any shape.
+
+A network is split into the units of its Setting. A unit that was measured costs what was measured; another one is
+estimated from its shape by the regressor of its kind (:mod:`latbench.predictors.regressors`). Overhead and scale come
+from measured networks as in the table. A unit of a kind that was never measured is an error that names it, or, where
+the caller asks, an estimate from its work alone with a wider interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.card import Card
+from latbench.conformal import Conformal
+from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError, UnknownOpError, UnsupportedOpError
+from latbench.network import Network
+from latbench.op import Op
+from latbench.predictor import FitData, Predictor
+from latbench.predictors import files, plans
+from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group
+from latbench.predictors.entries import Entry, from_arrays, to_arrays
+from latbench.predictors.features import features, kernel_kind
+from latbench.predictors.gather import estimate_archs
+from latbench.predictors.nearest import nearest
+from latbench.predictors.regressors import KindFit, KindModel, fit_kind
+from latbench.space import SearchSpace
+from latbench.visit import ArchEstimates, Estimate, Interval, Part
+
+Floats = npt.NDArray[np.float64]
+
+#: Fewest measured Ops of a kind for a regressor of it.
+MIN_OPS = 4
+#: Fewest measured units to build on units rather than on blocks.
+MIN_UNITS = 12
+#: Regressor of all kinds together, for Ops of unknown kind.
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Latency of one Op before calibration, in milliseconds, and where it comes from."""
+
+    ms: float
+    origin: Literal["measured", "estimated", "unknown"]
+
+
+class Kernels(Predictor):
+    """Regressors per kernel kind, calibrated on measured networks.
+
+    ``op_level`` is "unit", or "block" where only blocks were measured; ``entries`` are the measured Ops, ``models``
+    maps kinds to regressors, ``errors`` kinds to their cross-validated RMS log error.
+    """
+
+    name = "kernels"
+
+    def __init__(
+        self,
+        card: Card,
+        op_level: str,
+        entries: Mapping[str, Entry],
+        models: Mapping[str, KindModel],
+        errors: Mapping[str, float],
+        calibration: Calibration,
+        conformals: Mapping[str, Conformal],
+        unknown_spread: float,
+    ) -> None:
+        self.card = card
+        self.op_level, self.entries, self.models = op_level, dict(entries), dict(models)
+        self.errors, self.calibration = dict(errors), calibration
+        self._conformals, self._unknown_spread = dict(conformals), unknown_spread
+        self._known: dict[str, Cost] = {
+            k: Cost(e.latency_ms, "measured") for k, e in self.entries.items() if e.supported
+        }
+        self._blocks: dict[str, list[tuple[Op, int]]] = {}
+        self._cache: dict[str, Any] = {}
+
+    # -- making one ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(cls, data: FitData, *, level: float = 0.9, seed: int = 0, **options: Any) -> Self:
+        """Fit to Measurements of units, or of blocks where there are fewer than :data:`MIN_UNITS` units.
+
+        Raises :class:`NotEnoughDataError`.
+        """
+        if options:
+            raise ConfigError(f"kernels has no option {', '.join(options)}")
+        entries = {k: Entry.of(k, m) for k, m in data.ops.items()}
+        units = {k: e for k, e in entries.items() if e.op.level != "block"}
+        op_level = "unit" if len(units) >= MIN_UNITS else "block"
+        entries = units if op_level == "unit" else {k: e for k, e in entries.items() if e.op.level == "block"}
+        need = f"measure them: {data.card.profile_command}" + (" --level unit" if op_level == "unit" else "")
+        if len(entries) < MIN_OPS:
+            raise NotEnoughDataError(f"{len(entries)} measured Ops; at least {MIN_OPS} of a kind are needed; {need}")
+        fits, held_out = _fit_kinds(list(entries.values()), data.card.device, seed)
+        spread = _unknown_spread(list(entries.values()), data.card.device, fits, seed)
+        entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in data.unsupported.items()}
+        made = cls(
+            data.card, op_level, entries, {k: f.model for k, f in fits.items()}, {k: f.error for k, f in fits.items()},
+            Calibration(), {}, spread,
+        )  # fmt: skip
+        y, sums, estimated, groups, notes = made._sums(data, held_out)
+        if len(y) < MIN_NETWORKS:
+            raise NotEnoughDataError(
+                f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {MIN_NETWORKS} are needed; "
+                + need + "".join(f"\n  {n}" for n in notes)
+            )  # fmt: skip
+        fitted = calibrate(sums, y, groups)
+        made.calibration = fitted.calibration
+        scales = np.array([fitted.calibration.scale * fitted.calibration.factors.get(g, 1.0) for g in groups])
+        off = np.abs(y / (fitted.calibration.overhead_ms + estimated @ scales) - 1)
+        made._conformals = {"measured": fitted.conformal, "estimated": Conformal(off, fitted.conformal.ratios)}
+        model = {
+            "op_level": op_level, "unknown_spread": spread,
+            op_level: {
+                **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
+                "tried": dict(fitted.tried), "estimated_rmspe": float(np.sqrt(np.mean(off**2))),
+            },
+            "kinds": {k: _describe(k, f, entries) for k, f in fits.items()},
+        }  # fmt: skip
+        intervals = {
+            **fitted.conformal.describe(level),
+            "estimated": made._conformals["estimated"].describe(level),
+        }
+        return made.with_card(
+            data.card.replace(predictor=cls.name, model=model, intervals=intervals, notes=(*data.card.notes, *notes))
+        )
+
+    def _sums(
+        self, data: FitData, held_out: Mapping[str, float]
+    ) -> tuple[Floats, Floats, Floats, list[str], list[str]]:
+        """Measured latencies (n,), sums of Op latencies by group (n, G), the same sums of out-of-fold predictions, the
+        groups, and why networks were left out."""
+        rows, y, notes = [], [], []
+        for n in data.calibration:
+            try:
+                uses = self._uses(n.net)
+                rows.append([(group(op), self._cost(op).ms, held_out.get(op.key)) for op, _, _ in uses])
+            except (UnknownOpError, UnsupportedOpError) as e:
+                notes.append(f"{n.net.name}: {str(e).splitlines()[0]}")
+                continue
+            y.append(n.latency_ms)
+        groups = sorted({g for row in rows for g, _, _ in row})
+        sums, estimated = np.zeros((2, len(rows), max(len(groups), 1)))
+        for i, row in enumerate(rows):
+            for g, ms, out in row:
+                sums[i, groups.index(g)] += ms
+                estimated[i, groups.index(g)] += ms if out is None else out
+        return np.array(y), sums, estimated, groups, notes
+
+    # -- asking it ----------------------------------------------------------------------------------------------
+
+    def predict(self, net: Network, *, level: float = 0.9, unknown: Literal["error", "estimate"] = "error") -> Estimate:
+        """Latency of a network as the sum over its units (over its blocks where only blocks were measured).
+
+        ``unknown="estimate"`` estimates units of unknown kind from their work, with a wider interval and a warning.
+        Raises :class:`UnknownOpError`, :class:`UnsupportedOpError`.
+        """
+        if unknown not in ("error", "estimate"):
+            raise ConfigError(f"unknown: 'error' or 'estimate', not {unknown!r}")
+        merged: dict[str, tuple[Op, Cost, list[tuple[str, ...]]]] = {}
+        uses = self._uses(net)
+        self._estimate_all([op for op, _, _ in uses])
+        for op, layer, nodes in uses:
+            if op.key not in merged:
+                merged[op.key] = (op, self._cost(op, layer, unknown), [])
+            merged[op.key][2].append(nodes)
+        parts, shares = [], {"measured": 0.0, "estimated": 0.0, "unknown": 0.0}
+        for key, (op, cost, nodes_of) in merged.items():
+            ms = self.calibration.op_scale(op) * cost.ms * len(nodes_of)
+            shares[cost.origin] += ms
+            origin = "measured" if cost.origin == "measured" else "estimated"
+            parts.append(Part(key, op.label, len(nodes_of), ms, origin, sum(nodes_of, ())))
+        parts.append(Part("overhead", "overhead", 1, self.overhead_ms, "overhead"))
+        value = float(sum(p.latency_ms for p in parts))
+        low, high = self._factors(level, shares)
+        strange = [op.key for op, cost, _ in merged.values() if cost.origin == "unknown"]
+        warnings = tuple(f"unknown kind, estimated from its work alone: {k}" for k in strange)
+        return Estimate(
+            self.setting, {"latency_ms": Interval(value, value * low, value * high)}, tuple(parts), level, warnings
+        )
+
+    def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
+        """Latencies of an (n, positions) integer array, from the costs of the space's blocks (see :meth:`op_costs`)."""
+        shares = {"measured": 0.0, "estimated": 0.0, "unknown": 0.0}
+        for op in space.ops():
+            for part, count in self._parts(op):
+                if (cost := self._known.get(part.key)) is not None:
+                    shares[cost.origin] += cost.ms * count
+                elif part.key not in self.entries:
+                    shares["estimated"] += self._cost(part).ms * count
+        return estimate_archs(self, space, archs, self._factors(level, shares), self._cache)
+
+    def op_costs(self, keys: list[str]) -> Floats:
+        """Calibrated latency of each Op key in milliseconds, NaN where it is unsupported.
+
+        A block costs the sum of the units that its Setting's runtime makes of it, conversions at its boundary left out:
+        inside a network its neighbours speak its layout.
+        """
+        out = np.zeros(len(keys))
+        for i, key in enumerate(keys):
+            for op, count in self._parts(Op.parse(key)):
+                if op.key in self.entries and not self.entries[op.key].supported:
+                    out[i] = np.nan
+                else:
+                    out[i] += count * self.calibration.op_scale(op) * self._cost(op).ms
+        return out
+
+    @property
+    def overhead_ms(self) -> float:
+        """Constant per network in milliseconds."""
+        return self.calibration.overhead_ms
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write card, measured Ops, regressors (npz and UBJ) and calibration into a folder."""
+        arrays, names = to_arrays(self.entries.values())
+        for name, c in self._conformals.items():
+            arrays |= c.to_arrays(name)
+        models: dict[str, Any] = {}
+        content: dict[str, bytes] = {}
+        for i, (kind, m) in enumerate(sorted(self.models.items())):
+            models[kind] = {"base": m.base, "residual": m.residual, "arrays": sorted(m.arrays), "number": i}
+            models[kind]["error"] = self.errors.get(kind)
+            arrays |= {f"kind{i}_{n}": a for n, a in m.arrays.items()}
+            if m.booster:
+                content[f"kind{i}.ubj"] = m.booster
+        fitted = {
+            "op_level": self.op_level, "unknown_spread": self._unknown_spread, "models": models,
+            "calibration": self.calibration.to_json(), "conformals": sorted(self._conformals),
+        }  # fmt: skip
+        content |= {"entries.json": files.as_json(names), "kernels.json": files.as_json(fitted)}
+        content["kernels.npz"] = files.npz(**arrays)
+        folder, _ = files.write_folder(path, self.card, content)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote. Raises :class:`FileFormatError`."""
+        folder = files.read_folder(path, cls.name)
+        arrays, d = folder.arrays("kernels.npz"), folder.json("kernels.json")
+        entries = from_arrays(arrays, folder.json("entries.json"), str(folder.path))
+        try:
+            models = {}
+            for kind, m in d["models"].items():
+                i = m["number"]
+                booster = folder.bytes(f"kind{i}.ubj") if m["residual"].startswith("xgb") else b""
+                own = {n: arrays[f"kind{i}_{n}"] for n in m["arrays"]}
+                models[kind] = KindModel(m["base"], m["residual"], own, booster)
+            return cls(
+                folder.card, d["op_level"], entries, models,
+                {k: m["error"] for k, m in d["models"].items() if m["error"] is not None},
+                Calibration(**d["calibration"]), {n: Conformal.from_arrays(arrays, n) for n in d["conformals"]},
+                float(d["unknown_spread"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise FileFormatError(f"{folder.path}: not the regressors of a kernels predictor: {e!r}") from e
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _uses(self, net: Network) -> list[tuple[Op, str, tuple[str, ...]]]:
+        """Op, layer and nodes of each unit (or block)."""
+        if self.op_level == "unit":
+            return [(u.op, u.name, u.nodes) for u in plans.units(self.setting, net)]
+        if sum(len(b.nodes) for b in net.blocks) == len(net.nodes):
+            return [(b.op, b.name, b.nodes) for b in net.blocks]
+        raise UnknownOpError(
+            net.nodes[0].op.key, (),
+            "only blocks were measured, and the network is not made of blocks; "
+            f"measure units: {self.card.profile_command} --level unit",
+        )  # fmt: skip
+
+    def _parts(self, op: Op) -> list[tuple[Op, int]]:
+        """The Ops of its own level that an Op is made of, with their counts."""
+        if self.op_level == "block" or op.level == "unit" or op.key in self.entries:
+            return [(op, 1)]
+        if op.key not in self._blocks:
+            net = op.expand()
+            ends = {*net.inputs, *net.outputs}
+            counts: dict[str, int] = {}
+            ops: dict[str, Op] = {}
+            for u in plans.units(self.setting, net):
+                if u.nodes or not ends.issuperset(u.outputs):
+                    ops[u.op.key] = u.op
+                    counts[u.op.key] = counts.get(u.op.key, 0) + 1
+            self._blocks[op.key] = [(ops[k], n) for k, n in counts.items()]
+        return self._blocks[op.key]
+
+    def _estimate_all(self, ops: Iterable[Op]) -> None:
+        """Estimate all unseen Ops of known kinds at once: one call a regressor."""
+        todo: dict[str, dict[str, Op]] = {}
+        for op in ops:
+            if op.key not in self._known and op.key not in self.entries and (kind := kernel_kind(op)) in self.models:
+                todo.setdefault(kind, {})[op.key] = op
+        for kind, new in todo.items():
+            logs = self.models[kind].predict(features(list(new.values()), _hardware(self.card.device)))
+            self._known |= {k: Cost(float(np.exp(v)), "estimated") for k, v in zip(new, logs, strict=True)}
+
+    def _cost(self, op: Op, layer: str = "", unknown: str = "error") -> Cost:
+        if op.key not in self._known:
+            self._estimate_all([op])
+        if (cost := self._known.get(op.key)) is not None:
+            return cost
+        if (entry := self.entries.get(op.key)) is not None:
+            raise UnsupportedOpError(layer or op.label, entry.reason)
+        if unknown == "estimate" and ANY in self.models:
+            log = self.models[ANY].predict(features([op], _hardware(self.card.device)))
+            # Conservative: the upper end of how far Ops of a kind left out were off.
+            return Cost(float(np.exp(log[0])) * (1 + self._unknown_spread / 2), "unknown")
+        near = [o.key for o in nearest(op, (e.op for e in self.entries.values()))]
+        kinds = ", ".join(sorted(k for k in self.models if k != ANY))
+        remedy = f"no {kernel_kind(op)!r} was measured, only {kinds}; or ask with unknown='estimate'"
+        raise UnknownOpError(op.key, near, remedy)
+
+    def _factors(self, level: float, shares: Mapping[str, float]) -> tuple[float, float]:
+        """Interval factors between those of measured and of estimated Ops, by their shares of the latency."""
+        total = sum(shares.values()) or 1.0
+        extra = self._unknown_spread * shares["unknown"] / total
+        measured = self._conformals["measured"].factors(level, extra=extra)
+        estimated = self._conformals["estimated"].factors(level, extra=extra)
+        q = 1 - shares["measured"] / total
+        # Estimated Ops never make it more certain.
+        low = measured[0] + q * min(estimated[0] - measured[0], 0.0)
+        return low, measured[1] + q * max(estimated[1] - measured[1], 0.0)
+
+
+# -- fitting --------------------------------------------------------------------------------------------------------
+
+
+def _hardware(device: Mapping[str, Any]) -> dict[str, float | None]:
+    hardware = device.get("hardware") or {}
+    return {n: hardware.get(n) for n in ("peak_gflops", "bandwidth_gbs")}
+
+
+def _fit_kinds(
+    entries: Sequence[Entry], device: Mapping[str, Any], seed: int
+) -> tuple[dict[str, KindFit], dict[str, float]]:
+    """Kind → fit, the one of all kinds together among them, and Op key → out-of-fold prediction in milliseconds."""
+    by_kind: dict[str, list[Entry]] = {}
+    for e in entries:
+        by_kind.setdefault(kernel_kind(e.op), []).append(e)
+    fits: dict[str, KindFit] = {}
+    held_out: dict[str, float] = {}
+    for kind, own in by_kind.items():
+        if len(own) < MIN_OPS:
+            continue
+        ms = np.array([e.latency_ms for e in own])
+        fits[kind] = fit_kind(features([e.op for e in own], _hardware(device)), ms, seed)
+        held_out |= {e.op.key: float(np.exp(v)) for e, v in zip(own, fits[kind].out_of_fold, strict=True)}
+    fits[ANY] = _fit_any(entries, device, seed)
+    return fits, held_out
+
+
+def _fit_any(entries: Sequence[Entry], device: Mapping[str, Any], seed: int) -> KindFit:
+    """Work alone speaks for all kinds: a constant and costs per MAC and byte."""
+    x = features([e.op for e in entries], _hardware(device))
+    return fit_kind(x, np.array([e.latency_ms for e in entries]), seed, simple=True)
+
+
+def _unknown_spread(
+    entries: Sequence[Entry], device: Mapping[str, Any], fits: Mapping[str, KindFit], seed: int
+) -> float:
+    """How far Ops of a kind that the fit never saw are off: the 90th percentile of |measured / estimated − 1|."""
+    off: list[float] = []
+    for kind in fits:
+        inside = [e for e in entries if kernel_kind(e.op) == kind]
+        rest = [e for e in entries if kernel_kind(e.op) != kind]
+        if inside and len(rest) >= MIN_OPS:
+            logs = _fit_any(rest, device, seed).model.predict(features([e.op for e in inside], _hardware(device)))
+            off += [abs(e.latency_ms / float(np.exp(v)) - 1) for e, v in zip(inside, logs, strict=True)]
+    return float(np.quantile(off, 0.9)) if off else 1.0
+
+
+def _describe(kind: str, fit: KindFit, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    n = sum(1 for e in entries.values() if e.supported and (kind == ANY or kernel_kind(e.op) == kind))
+    return {"ops": n, "form": fit.model.form, "cv_error": fit.error, "tried": dict(fit.tried)}

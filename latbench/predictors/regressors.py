@@ -1,0 +1,227 @@
+"""Regressors of one kernel kind: features of an Op → the logarithm of its latency.
+
+Measured Ops of one kind are few, often a few dozen, so simple models come first: a sum of non-negative costs per MAC
+and per byte, and a log-linear model (ridge). On the better of the two stands, where cross-validation asks for it,
+a Gaussian process or gradient-boosted trees on what it leaves; trees with times monotone in MACs and bytes are tried
+too. :func:`fit_kind` chooses by k-fold cross-validation and returns out-of-fold predictions with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.errors import FileFormatError
+from latbench.predictors.features import MONOTONE, NAMES
+
+Floats = npt.NDArray[np.float64]
+
+FOLDS = 5
+#: A more complex model must lower the cross-validated error by this share.
+MIN_GAIN = 0.03
+#: Fewest Ops for a residual model.
+MIN_RESIDUAL = 16
+_COSTS = ("log_macs", "log_weight_bytes", "log_input_bytes", "log_output_bytes")
+
+
+@dataclass(frozen=True)
+class KindModel:
+    """A fitted regressor. ``base`` is "costs" or "log-linear", ``residual`` "", "gp", "xgb" or "xgb monotone".
+
+    ``arrays`` and ``booster`` (an XGBoost model in UBJ form) hold all that was fitted.
+    """
+
+    base: str
+    residual: str
+    arrays: Mapping[str, Floats]
+    booster: bytes = b""
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def form(self) -> str:
+        """Its name for people."""
+        return f"{self.base} + {self.residual}" if self.residual else self.base
+
+    def predict(self, x: Floats) -> Floats:
+        """(n,) logarithms of milliseconds for features (n, len(NAMES))."""
+        a = self.arrays
+        y = _costs_log(x, a["costs"]) if self.base == "costs" else _ridge_predict(x, a)
+        if self.residual == "gp":
+            return np.asarray(y + _kernel(_scaled(x, a), a["gp_x"], float(a["gp_length"])) @ a["gp_alpha"])
+        if self.residual:
+            trees = self._booster().inplace_predict(x, validate_features=False)
+            return np.asarray(trees if self.residual == "xgb monotone" else y + trees, np.float64)
+        return y
+
+    def _booster(self) -> Any:
+        if "booster" not in self._loaded:
+            import xgboost
+
+            booster = xgboost.Booster({"nthread": 1})
+            try:
+                booster.load_model(bytearray(self.booster))
+            except xgboost.core.XGBoostError as e:
+                raise FileFormatError(f"not an XGBoost model in UBJ form: {e}") from e
+            self._loaded["booster"] = booster
+        return self._loaded["booster"]
+
+
+@dataclass(frozen=True)
+class KindFit:
+    """A model, its out-of-fold predictions (n,) in log milliseconds, and the cross-validated RMS log error by form."""
+
+    model: KindModel
+    out_of_fold: Floats
+    tried: Mapping[str, float]
+
+    @property
+    def error(self) -> float:
+        """RMS log error of the chosen form: about its relative error."""
+        return self.tried[self.model.form]
+
+
+def fit_kind(x: Floats, ms: Floats, seed: int = 0, *, simple: bool = False) -> KindFit:
+    """Choose and fit a regressor for n Ops of one kind: features (n, len(NAMES)), latencies (n,) in milliseconds.
+
+    ``simple`` allows costs per MAC and byte only, the form that extrapolates.
+    """
+    y = np.log(ms)
+    n = len(y)
+    fold = np.random.default_rng(seed).permutation(n) % min(FOLDS, max(n, 1))
+    tried: dict[str, float] = {}
+    held: dict[str, Floats] = {}
+
+    def score(base: str, residual: str) -> float:
+        name = f"{base} + {residual}" if residual else base
+        out = np.empty(n)
+        for k in range(fold.max() + 1):
+            test = fold == k
+            model = _fit(x[~test], y[~test], base, residual, seed) if test.sum() < n else None
+            out[test] = model.predict(x[test]) if model else y.mean()
+        held[name] = out
+        tried[name] = float(np.sqrt(np.mean((out - y) ** 2)))
+        return tried[name]
+
+    base = min(("costs",) if simple else ("costs", "log-linear"), key=lambda b: score(b, ""))
+    best, chosen = tried[base], ""
+    if n >= MIN_RESIDUAL and not simple:
+        for residual in ("gp", "xgb", "xgb monotone"):
+            error = score(base, residual)
+            if error < (1 - MIN_GAIN) * best:
+                best, chosen = error, residual
+    model = _fit(x, y, base, chosen, seed)
+    return KindFit(model, held[model.form], tried)
+
+
+def _fit(x: Floats, y: Floats, base: str, residual: str, seed: int) -> KindModel:
+    arrays: dict[str, Floats] = {}
+    if base == "costs":
+        arrays["costs"] = _fit_costs(x, y)
+        rest = y - _costs_log(x, arrays["costs"])
+        arrays |= _scaling(x)
+    else:
+        arrays |= _fit_ridge(x, y)
+        rest = y - _ridge_predict(x, arrays)
+    if residual == "gp":
+        arrays |= _fit_gp(_scaled(x, arrays), rest)
+    if residual.startswith("xgb"):
+        return KindModel(base, residual, arrays, _fit_trees(x, y if "monotone" in residual else rest, residual, seed))
+    return KindModel(base, residual, arrays)
+
+
+# -- a constant and non-negative costs per MAC and byte --------------------------------------------------------------
+
+
+def _cost_columns(x: Floats) -> Floats:
+    amounts = np.exp(x[:, [NAMES.index(c) for c in _COSTS]])
+    # log 1 stands for nothing at all.
+    return np.concatenate([np.ones((len(x), 1)), np.where(amounts > 1, amounts, 0.0)], axis=1)
+
+
+def _fit_costs(x: Floats, y: Floats) -> Floats:
+    from scipy.optimize import nnls
+
+    design = _cost_columns(x) / np.exp(y)[:, None]
+    scale = np.maximum(design.max(axis=0), 1e-300)
+    return np.asarray(nnls(design / scale, np.ones(len(y)))[0] / scale)
+
+
+def _costs_log(x: Floats, costs: Floats) -> Floats:
+    return np.log(np.maximum(_cost_columns(x) @ costs, 1e-9))
+
+
+# -- log-linear -----------------------------------------------------------------------------------------------------
+
+
+def _scaling(x: Floats) -> dict[str, Floats]:
+    spread = x.std(axis=0)
+    return {"mean": x.mean(axis=0), "spread": np.where(spread > 1e-9, spread, np.inf)}
+
+
+def _scaled(x: Floats, a: Mapping[str, Floats]) -> Floats:
+    # Features that never varied have infinite spread and drop out.
+    return np.asarray((x - a["mean"]) / a["spread"])
+
+
+def _fit_ridge(x: Floats, y: Floats) -> dict[str, Floats]:
+    """Ridge on standardised features; the penalty is the one of least closed-form leave-one-out error."""
+    a = _scaling(x)
+    z, centre = _scaled(x, a), float(y.mean())
+    u, s, vt = np.linalg.svd(z, full_matrices=False)
+    best: tuple[float, Floats] = (np.inf, np.zeros(z.shape[1]))
+    for penalty in np.geomspace(1e-4, 1e2, 13) * max(len(y), 1):
+        shrink = s**2 / (s**2 + penalty)
+        hat = (u**2) @ shrink + 1 / len(y)
+        rest = (y - centre - u @ (shrink * (u.T @ (y - centre)))) / np.maximum(1 - hat, 1e-6)
+        error = float(np.mean(rest**2))
+        if error < best[0]:
+            best = error, vt.T @ (s / (s**2 + penalty) * (u.T @ (y - centre)))
+    return {**a, "coefficients": best[1], "intercept": np.array(centre)}
+
+
+def _ridge_predict(x: Floats, a: Mapping[str, Floats]) -> Floats:
+    return np.asarray(_scaled(x, a) @ a["coefficients"] + a["intercept"])
+
+
+# -- Gaussian process on the residual ---------------------------------------------------------------------------------
+
+
+def _kernel(a: Floats, b: Floats, length: float) -> Floats:
+    """Matérn 3/2 with unit variance."""
+    d2 = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    d = np.sqrt(np.maximum(d2, 0.0)) * (np.sqrt(3) / length)
+    return np.asarray((1 + d) * np.exp(-d))
+
+
+def _fit_gp(z: Floats, rest: Floats) -> dict[str, Floats]:
+    """Length scale and noise by closed-form leave-one-out error (Rasmussen and Williams 2006, equation 5.12)."""
+    best: tuple[float, float, Floats] = (np.inf, 1.0, np.zeros(len(rest)))
+    for length in (1.0, 2.0, 4.0, 8.0, 16.0):
+        k = _kernel(z, z, length)
+        for noise in (1e-3, 1e-2, 1e-1, 1.0):
+            inverse = np.linalg.inv(k + noise * np.eye(len(z)))
+            alpha = inverse @ rest
+            error = float(np.mean((alpha / np.diagonal(inverse)) ** 2))
+            if error < best[0]:
+                best = error, length, alpha
+    return {"gp_x": z, "gp_length": np.array(best[1]), "gp_alpha": best[2]}
+
+
+# -- trees ----------------------------------------------------------------------------------------------------------
+
+
+def _fit_trees(x: Floats, y: Floats, residual: str, seed: int) -> bytes:
+    import xgboost
+
+    params: dict[str, Any] = {
+        "max_depth": 4, "eta": 0.06, "subsample": 0.8, "colsample_bytree": 0.8, "min_child_weight": 2, "lambda": 1.0,
+        "nthread": 1, "seed": seed, "verbosity": 0, "base_score": float(y.mean()),
+    }  # fmt: skip
+    if "monotone" in residual:
+        params["monotone_constraints"] = "(" + ",".join(str(int(n in MONOTONE)) for n in NAMES) + ")"
+    booster = xgboost.train(params, xgboost.DMatrix(x, y, nthread=1), num_boost_round=200)
+    return bytes(booster.save_raw("ubj"))
