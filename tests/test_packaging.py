@@ -19,6 +19,8 @@ import latbench
 from latbench import plugins
 
 ROOT = Path(latbench.__file__).resolve().parent.parent
+#: Groups whose entries are packages that hold data, not objects.
+FOLDERS = ("profiles", "tables")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
@@ -78,7 +80,7 @@ def test_the_build_lists_every_package_of_the_repository() -> None:
     assert found == set(tool["packages"])
 
 
-@pytest.mark.parametrize("group", [g for g in plugins.GROUPS if g != "profiles"])
+@pytest.mark.parametrize("group", [g for g in plugins.GROUPS if g not in FOLDERS])
 def test_every_entry_point_of_this_environment_loads(group: str) -> None:
     names = [e.name for e in entry_points(group=f"latbench.{group}")]
     assert names, f"no {group}: is latbench installed?"
@@ -93,15 +95,17 @@ import json, pathlib, sys
 from importlib.metadata import entry_points
 import latbench, latbench.devices, latbench.searchers, latbench.tables
 from latbench import plugins
+from latbench.predictors.files import bundled
 from latbench.profile import profile_paths, read_profile
 
-loaded = {g: {n: plugins.load(g, n).__module__ for n in plugins.names(g)} for g in plugins.GROUPS if g != "profiles"}
+loaded = {g: {n: plugins.load(g, n).__module__ for n in plugins.names(g)} for g in plugins.GROUPS if g not in ("profiles", "tables")}
 folder = pathlib.Path(latbench.tables.__file__).parent
 print(json.dumps({
     "where": {m.__name__: m.__file__ for m in (latbench, latbench.devices, latbench.searchers, latbench.tables)},
     "loaded": loaded,
     "profiles": {n: read_profile(p).name for n, p in profile_paths().items()},
     "profile_files": [str(p) for p in profile_paths().values()],
+    "named": sorted(bundled()),
     "tables": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"),
 }))
 """
@@ -169,7 +173,7 @@ def test_the_wheel_installs_the_four_folders_under_latbench(fresh: Path, probe: 
 
 def test_every_plugin_loads_from_the_wheel(probe: dict[str, Any]) -> None:
     declared = PROJECT["project"]["entry-points"]
-    for group in (g for g in plugins.GROUPS if g != "profiles"):
+    for group in (g for g in plugins.GROUPS if g not in FOLDERS):
         wanted = {name: value.split(":")[0] for name, value in declared[f"latbench.{group}"].items()}
         assert probe["loaded"][group] == wanted
 
@@ -185,6 +189,7 @@ def test_the_bundled_tables_are_found_in_the_wheel(probe: dict[str, Any]) -> Non
     here = ROOT / "tables"
     wanted = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert set(probe["tables"]) == wanted
+    assert probe["named"] == sorted(card.parent.name for card in here.glob("*/card.json"))
 
 
 def test_the_command_runs_from_the_wheel(fresh: Path, tmp_path: Path) -> None:

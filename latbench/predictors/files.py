@@ -59,14 +59,22 @@ def find_folder(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / CARD).is_file():
         return folder
-    from latbench import tables
-
-    if str(path) in tables.names():
-        return Path(tables.path(str(path)))
+    brought = bundled()
+    if str(path) in brought:
+        return brought[str(path)]
     if folder.is_dir():
         raise FileFormatError(f"{folder}: no {CARD}: not a saved predictor, or a truncated one")
-    bundled = ", ".join(tables.names()) or "none"
-    raise ConfigError(f"{path}: no such predictor folder, and no bundled table of that name; bundled: {bundled}")
+    known = ", ".join(brought) or "none"
+    raise ConfigError(f"{path}: no such predictor folder, and no bundled table of that name; bundled: {known}")
+
+
+def bundled() -> dict[str, Path]:
+    """Name → folder of the tables that installed packages bring along (entry-point group ``latbench.tables``)."""
+    found: dict[str, Path] = {}
+    for group in plugins.names("tables"):
+        for card in sorted(Path(plugins.load("tables", group).__file__).parent.glob(f"*/{CARD}")):
+            found[card.parent.name] = card.parent
+    return found
 
 
 @dataclass(frozen=True)
