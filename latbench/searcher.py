@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from latbench.errors import ConfigError
 from latbench.problem import Candidate, Problem
 from latbench.space import Arch
 
@@ -15,18 +16,27 @@ class Searcher(ABC):
 
     State trace: ``ask`` does not change what is learnt, only ``tell`` does; both may advance the random generator. The
     answers of one ``ask`` may come back in several ``tell`` calls, in any order, mixed with architectures that were
-    never asked for (known results). With the same seed and the same sequence of calls a searcher proposes the same.
-    ``state`` after any call, given to :meth:`restore` of a searcher made with the same arguments, continues exactly.
+    never asked for (known results) and with some told before. With the same seed and the same sequence of calls a
+    searcher proposes the same. ``state`` after any call, given to :meth:`restore` of a searcher made with the same
+    arguments, continues exactly.
+
+    A candidate may come back that was not evaluated (``info["evaluated"]`` is false): it breaks a hard limit on a value
+    that is known without evaluation, and costs no budget. :meth:`Problem.cheap` tells beforehand.
     """
 
     name: str
+    #: How many architectures the method likes to be asked for at a time.
+    batch: int = 1
 
     def __init__(self, problem: Problem, *, seed: int = 0, **options: Any) -> None:
         self.problem, self.seed, self.options = problem, seed, options
 
     @abstractmethod
     def ask(self, n: int) -> list[Arch]:
-        """Up to ``n`` architectures to evaluate next; empty when there is nothing left to propose."""
+        """Up to ``n`` different architectures to evaluate next; empty when there is nothing left to propose.
+
+        Raises :class:`~latbench.errors.InfeasibleError` when nothing that keeps the limits can be found.
+        """
 
     @abstractmethod
     def tell(self, candidates: Sequence[Candidate]) -> None:
@@ -39,3 +49,11 @@ class Searcher(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state`. Raises :class:`~latbench.errors.SearchError` for one of another searcher."""
+
+
+def reject_options(name: str, options: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for options that a searcher does not have, naming those it has."""
+    if options:
+        raise ConfigError(
+            f"searcher {name!r} has no option {', '.join(sorted(options))}; it has: {', '.join(known) or 'none'}"
+        )

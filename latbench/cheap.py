@@ -1,0 +1,148 @@
+"""Values of architectures that need no training: latency on every device, parameters, multiply-accumulates.
+
+:class:`SpaceValues` answers for thousands of architectures at once, and :func:`check_feasible` proves, where a space is
+additive, that limits can be kept at all before anything is paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from math import inf, isfinite
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench.errors import ConfigError
+from latbench.op import Op
+from latbench.problem import Floats, Problem
+from latbench.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from latbench.predictor import Predictor
+
+COUNTS = ("params", "macs")
+
+
+def latency_models(latency: Predictor | Mapping[str, Predictor] | None) -> dict[str, Predictor]:
+    """Suffix of the value's name → model: ``""`` for one model, ``"@device"`` for several by name."""
+    if latency is None:
+        return {}
+    if isinstance(latency, Mapping):
+        if not latency:
+            raise ConfigError("latency: an empty mapping; give a model, or device names with models")
+        return {f"@{device}": model for device, model in latency.items()}
+    return {"": latency}
+
+
+class SpaceValues:
+    """``latency_ms``, ``latency_low_ms``, ``latency_high_ms`` (each ``@device`` where there are several), params, macs.
+
+    ``counts`` asks for params and macs in spaces that are not additive too, where networks may have to be built for it.
+    Intervals are at ``level``. This is the :class:`latbench.problem.CheapValues` of :func:`latbench.search`.
+    """
+
+    def __init__(
+        self, space: SearchSpace, models: Mapping[str, Predictor], *, counts: bool = False, level: float = 0.9
+    ) -> None:
+        self.space, self.models, self.level = space, dict(models), level
+        self.counts = counts or space.additive
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the values."""
+        ends = ("latency_ms", "latency_low_ms", "latency_high_ms")
+        return tuple(f"{n}{s}" for s in self.models for n in ends) + (COUNTS if self.counts else ())
+
+    def __call__(self, archs: npt.NDArray[np.int64]) -> dict[str, Floats]:
+        """``archs`` is (n, positions); name → (n,) array, latencies NaN where unsupported.
+
+        Raises what the models raise: :class:`UnknownOpError`, :class:`SettingMismatchError`.
+        """
+        out: dict[str, Floats] = {}
+        for suffix, model in self.models.items():
+            e = model.predict_archs(self.space, archs, level=self.level)
+            for name, column in (("latency_ms", e.value), ("latency_low_ms", e.low), ("latency_high_ms", e.high)):
+                out[name + suffix] = np.where(e.supported, column, np.nan)
+        if not self.counts:
+            return out
+        if self.space.additive:
+            positions = np.arange(self.space.positions)
+            for name, (matrix, constant) in self._matrices.items():
+                out[name] = matrix[positions, archs].sum(axis=1) + constant
+        else:
+            _, used = self.space.usage(archs)
+            for name, each in self._per_op.items():
+                out[name] = used @ each
+        return out
+
+    def cost_matrix(self, name: str) -> tuple[Floats, float] | None:
+        """``(matrix, constant)`` of an additive value, as :meth:`SearchSpace.cost_matrix` has it; None for others."""
+        if not self.space.additive:
+            return None
+        if name in self._matrices and self.counts:
+            return self._matrices[name]
+        model = self.models.get(name.removeprefix("latency_ms")) if name.startswith("latency_ms") else None
+        return None if model is None else self.space.cost_matrix(model)
+
+    @cached_property
+    def _per_op(self) -> dict[str, Floats]:
+        ops = self.space.ops()
+        return {n: np.asarray([getattr(op, n) for op in ops], float) for n in COUNTS}
+
+    @cached_property
+    def _matrices(self) -> dict[str, tuple[Floats, float]]:
+        keys, table, fixed = self.space.op_table
+        ops = [Op.parse(k) for k in keys]
+        out = {}
+        for name in COUNTS:
+            each = np.asarray([getattr(op, name) for op in ops], float)
+            matrix = np.full((self.space.positions, max(self.space.num_choices)), np.nan)
+            for i, choices in enumerate(table):
+                matrix[i, : len(choices)] = [each[used].sum() for used in choices]
+            out[name] = (matrix, float(each[fixed].sum()))
+        return out
+
+
+def check_feasible(problem: Problem) -> None:
+    """Prove that each hard limit can be kept, where the space is additive in what it limits.
+
+    Raises :class:`InfeasibleError` that names the cheapest architecture and its value, also where a device supports no
+    choice at some position. Limits on values that are not additive, or that only evaluation gives, prove nothing; nor
+    do several limits that can each be kept but not together.
+    """
+    values = problem.cheap_values
+    if not isinstance(values, SpaceValues):
+        return
+    for name in [*problem.limits, *(f"latency_ms{s}" for s in values.models if f"latency_ms{s}" not in problem.limits)]:
+        costs = values.cost_matrix(name)
+        if costs is None:
+            continue
+        matrix, _ = costs
+        if (hopeless := np.flatnonzero(np.isnan(matrix).all(axis=1))).size:
+            raise problem.infeasible(f"{name}: the device supports no choice at position {hopeless[0]}", None)
+        cheapest: Arch = tuple(int(c) for c in np.nanargmin(matrix, axis=1))
+        if name in problem.limits and _beyond(problem, name, cheapest):
+            raise problem.infeasible("proved: the space is additive, so its cheapest architecture is known", cheapest)
+
+
+def _beyond(problem: Problem, name: str, cheapest: Arch) -> bool:
+    """Whether the cheapest architecture breaks the limit, and with it every other."""
+    limit = problem.limits[name]
+    v = problem.cheap([cheapest])
+    if v[name][0] > limit:
+        return True
+    key = problem.limited(name, v)
+    if not v[key][0] > limit:
+        return False
+    # The upper end of an interval need not be least where the value is. Where the two differ by the same factor or the
+    # same sum everywhere, it is.
+    sample = problem.cheap(problem.space.sample_archs(256, seed=0))
+    high, value = (np.append(sample[n], v[n]) for n in (key, name))
+    known = np.isfinite(high) & np.isfinite(value)
+    return bool(min(_spread((high / value)[known]), _spread((high - value)[known])) < 1e-9)
+
+
+def _spread(x: Floats) -> float:
+    return float(np.ptp(x) / max(abs(float(x.mean())), 1e-12)) if len(x) and isfinite(float(x.mean())) else inf

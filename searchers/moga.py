@@ -1,0 +1,233 @@
+"""MoGA's search: NSGA-II whose crowding distance weighs the objectives.
+
+Chu, Zhang, Xu, "MoGA: Searching Beyond MobileNetV3", ICASSP 2020: −accuracy, latency and −parameters with weights 0.4,
+0.4, 0.2 in the crowding distance (eq. 5), population 70, 120 generations, binary tournaments, single-point crossover,
+hierarchical mutation. With equal weights this is NSGA-II (Deb et al. 2002), limits by constraint domination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from latbench import pareto
+from latbench.errors import ConfigError, InfeasibleError
+from latbench.problem import Candidate, Problem
+from latbench.searcher import Searcher
+from latbench.space import Arch
+
+from .sampling import Unseen, as_archs, check_state
+
+Mutation = Literal["hierarchical", "uniform"]
+_TRIES = 20
+
+
+class Moga(Searcher):
+    """Weighted NSGA-II.
+
+    ``population`` parents have as many children each generation (70 in the paper; fewer learn faster from a small
+    budget). ``weights`` are those of the objectives in the crowding distance, one each: by default the objectives' own.
+    With probability ``crossover`` a child has two parents, with ``mutation_rate`` it is mutated (always, if it would be
+    a copy otherwise). ``mutation="hierarchical"`` picks a layer first, then one property of its choice (kernel,
+    expansion, …); ``"uniform"`` picks a layer and any other choice. Children that break a hard limit on a value known
+    without evaluation are replaced, within a bounded number of tries.
+    """
+
+    name = "moga"
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        population: int = 20,
+        weights: Sequence[float] | None = None,
+        crossover: float = 0.9,
+        mutation_rate: float = 0.8,
+        mutation: Mutation = "hierarchical",
+        max_tries: int = 5_000,
+    ) -> None:
+        super().__init__(problem, seed=seed)
+        given = [o.weight for o in problem.objectives] if weights is None else [float(w) for w in weights]
+        if len(given) != len(problem.objectives) or min(given) < 0 or not sum(given) > 0:
+            names = ", ".join(map(str, problem.objectives))
+            raise ConfigError(f"moga: weights {given}: need one each for {names}, none negative, not all zero")
+        if population < 4:
+            raise ConfigError(f"moga: population must be at least 4, got {population}")
+        if mutation not in ("hierarchical", "uniform"):
+            raise ConfigError(f"moga: mutation is 'hierarchical' or 'uniform', not {mutation!r}")
+        for what, p in (("crossover", crossover), ("mutation_rate", mutation_rate)):
+            if not 0 <= p <= 1:
+                raise ConfigError(f"moga: {what} is a probability, got {p}")
+        self.weights, self.population, self.mutation = given, population, mutation
+        self.crossover, self.mutation_rate = crossover, mutation_rate
+        self.batch = population
+        self._rng = np.random.default_rng(seed)
+        self._unseen = Unseen(problem, seed, max_tries)
+        self._parents: list[Candidate] = []
+        self._children: list[Candidate] = []
+        self._told: set[Arch] = set()
+        self._asked: set[Arch] = set()
+        self.generation = 0
+
+    # -- the contract -------------------------------------------------------------------------------------------
+
+    def ask(self, n: int) -> list[Arch]:
+        """Up to ``n`` children of the present parents, random ones before there are any; none that was seen."""
+        out = self._breed(n) if self._parents else []
+        if len(out) < n:
+            try:
+                out += self._unseen.draw(n - len(out), self._told | self._asked | set(out))
+            except InfeasibleError:
+                if not out and not any(c.feasible for c in self._parents):
+                    raise
+        self._asked.update(out)
+        return out
+
+    def tell(self, candidates: Sequence[Candidate]) -> None:
+        """Collect children; a full generation of them competes with its parents for survival."""
+        for c in candidates:
+            self._asked.discard(c.arch)
+            if c.arch in self._told:
+                continue
+            self._told.add(c.arch)
+            self._children.append(c)
+            if len(self._children) >= self.population:
+                pool = self._parents + self._children
+                keep = survivors(
+                    self.problem.matrix(pool), [c.violation for c in pool], self.population, self.weights,
+                    [c.soft_violation for c in pool],
+                )  # fmt: skip
+                self._parents, self._children = [pool[i] for i in keep], []
+                self.generation += 1
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "searcher": self.name,
+            "rng": self._rng.bit_generator.state,
+            "unseen": self._unseen.state(),
+            "parents": [c.to_json() for c in self._parents],
+            "children": [c.to_json() for c in self._children],
+            "told": [list(a) for a in sorted(self._told)],
+            "asked": [list(a) for a in sorted(self._asked)],
+            "generation": self.generation,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state`."""
+        check_state(self.name, state)
+        self._rng.bit_generator.state = state["rng"]
+        self._unseen.restore(state["unseen"])
+        self._parents = [Candidate.from_json(c) for c in state["parents"]]
+        self._children = [Candidate.from_json(c) for c in state["children"]]
+        self._told, self._asked = set(as_archs(state["told"])), set(as_archs(state["asked"]))
+        self.generation = int(state["generation"])
+
+    # -- variation ----------------------------------------------------------------------------------------------
+
+    def _breed(self, n: int) -> list[Arch]:
+        """Up to ``n`` new children that keep the limits; fewer, or none, after a bounded number of tries."""
+        rank, crowding = rank_and_crowding(
+            self.problem.matrix(self._parents), [c.violation for c in self._parents], self.weights
+        )
+        soft = np.asarray([c.soft_violation for c in self._parents])
+        # Position in the order of preference: the tournament's winner is the smaller.
+        merit = np.empty(len(rank), np.int64)
+        merit[np.lexsort((-crowding, soft, rank))] = np.arange(len(rank))
+        taken = self._told | self._asked
+        out: list[Arch] = []
+        for _ in range(_TRIES):
+            fresh = [a for a in (self._child(merit) for _ in range(n - len(out))) if a not in taken]
+            fresh = list(dict.fromkeys(fresh))
+            if fresh:
+                keeps = self.problem.cheap(fresh)["violation"] == 0
+                out += [a for a, ok in zip(fresh, keeps, strict=True) if ok]
+                taken = taken | set(out)
+            if len(out) >= n:
+                break
+        return out
+
+    def _child(self, merit: npt.NDArray[np.int64]) -> Arch:
+        rng, space = self._rng, self.problem.space
+        contestants = rng.integers(0, len(merit), (2, 2))
+        first, second = (self._parents[int(pair[np.argmin(merit[pair])])].arch for pair in contestants)
+        child = space.crossover(first, second, rng) if rng.random() < self.crossover else first
+        if rng.random() < self.mutation_rate or child in self._told:
+            child = self._mutate(child)
+        return child
+
+    def _mutate(self, arch: Arch) -> Arch:
+        if self.mutation == "uniform":
+            return self.problem.space.mutate(arch, self._rng)
+        space, rng = self.problem.space, self._rng
+        free = [i for i, n in enumerate(space.num_choices) if n > 1]
+        if not free:
+            return arch
+        out = list(arch)
+        # One layer on average, at least one.
+        hit = [i for i in free if rng.random() < 1 / len(free)] or [free[int(rng.integers(len(free)))]]
+        for i in hit:
+            out[i] = mutate_property(out[i], space.num_choices[i], space.factors(i), rng)
+        return tuple(out)
+
+
+def mutate_property(choice: int, choices: int, factors: Sequence[int], rng: np.random.Generator) -> int:
+    """Another choice that differs from ``choice`` in one property.
+
+    ``factors`` are the numbers of values of the properties that choices combine, the last fastest. Choices beyond their
+    product (a zero operation) combine nothing: each is one step away from every other choice.
+    """
+    combined = int(np.prod(factors))
+    steps = [0] if choice >= combined else [i for i, k in enumerate(factors) if k > 1]
+    extras = [c for c in range(combined, choices) if c != choice]
+    pick = int(rng.integers(len(steps) + bool(extras))) if steps or extras else -1
+    if pick < 0:
+        return choice
+    if pick == len(steps):
+        return extras[int(rng.integers(len(extras)))]
+    if choice >= combined:
+        return int(rng.integers(combined))
+    digits = [int(d) for d in np.unravel_index(choice, tuple(factors))]
+    i = steps[pick]
+    digits[i] = int((digits[i] + rng.integers(1, factors[i])) % factors[i])
+    return int(np.ravel_multi_index(digits, tuple(factors)))
+
+
+# -- selection ------------------------------------------------------------------------------------------------------
+
+
+def rank_and_crowding(
+    points: npt.NDArray[np.float64], violation: Sequence[float], weights: Sequence[float] | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Rank under constraint domination (Deb et al. 2002, definition 1) and crowding distance within the rank.
+
+    Whatever keeps the limits ranks before whatever does not; the latter rank by violation, and have no crowding.
+    """
+    v = np.asarray(violation, float)
+    rank, crowding = np.zeros(len(v), np.int64), np.zeros(len(v))
+    ok = np.flatnonzero(v == 0)
+    rank[ok] = pareto.ranks(points[ok])
+    for k in range(int(rank[ok].max(initial=-1)) + 1):
+        front = ok[rank[ok] == k]
+        crowding[front] = pareto.crowding_distance(points[front], weights)
+    broken = np.flatnonzero(v != 0)
+    if len(broken):
+        rank[broken] = rank[ok].max(initial=-1) + 1 + np.unique(v[broken], return_inverse=True)[1].reshape(-1)
+    return rank, crowding
+
+
+def survivors(
+    points: npt.NDArray[np.float64],
+    violation: Sequence[float],
+    n: int,
+    weights: Sequence[float] | None = None,
+    soft: Sequence[float] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Row numbers of the ``n`` that survive, best first: by rank, soft limits, crowding distance, then age."""
+    rank, crowding = rank_and_crowding(points, violation, weights)
+    broken = np.zeros(len(rank)) if soft is None else np.asarray(soft, float)
+    return np.lexsort((-crowding, broken, rank))[:n]
