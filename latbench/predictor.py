@@ -117,15 +117,16 @@ class Predictor(ABC):
     def overhead_ms(self) -> float:
         """Constant per network, milliseconds: what is added to the sum over Ops."""
 
-    def expected_latency(self, space: SearchSpace, probs: Any) -> torch.Tensor:
+    def expected_latency(self, space: SearchSpace, probs: Any, *, samples: int = 64, seed: int = 0) -> torch.Tensor:
         """Expected latency in milliseconds under independent choice probabilities, differentiable in torch.
 
         ``probs`` is a (positions, choices) tensor, or one tensor of probabilities per position where their counts
-        differ. Exact where the space is additive, else an unbiased sampled estimate.
+        differ. Exact where the space is additive, else an unbiased estimate from ``samples`` architectures drawn from
+        ``seed``; see :func:`latbench.expected.expected_latency`.
         """
         from latbench.expected import expected_latency
 
-        return expected_latency(self, space, probs)
+        return expected_latency(self, space, probs, samples=samples, seed=seed)
 
     @abstractmethod
     def save(self, path: str | Path) -> Path:

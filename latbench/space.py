@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,27 @@ from latbench.op import Op
 
 if TYPE_CHECKING:
     from latbench.device import Unit
-    from latbench.predictor import Predictor
     from latbench.supernet import Supernet
+    from latbench.visit import ArchEstimates
 
 Arch = tuple[int, ...]
+
+
+class CostModel(Protocol):
+    """What a space asks of a latency model: a part of :class:`~latbench.predictor.Predictor`."""
+
+    @property
+    def overhead_ms(self) -> float:
+        """Constant per network, milliseconds."""
+        ...
+
+    def op_costs(self, keys: list[str]) -> npt.NDArray[np.float64]:
+        """Milliseconds of each Op key, NaN where unsupported."""
+        ...
+
+    def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike) -> ArchEstimates:
+        """Milliseconds of (n, positions) architectures."""
+        ...
 
 
 class SearchSpace(ABC):
@@ -223,7 +240,7 @@ class SearchSpace(ABC):
                     fixed.append(k)
         return list(index), table, fixed
 
-    def cost_matrix(self, model: Predictor) -> tuple[npt.NDArray[np.float64], float]:
+    def cost_matrix(self, model: CostModel) -> tuple[npt.NDArray[np.float64], float]:
         """``(matrix, constant)`` in milliseconds; NaN where a choice is unsupported or does not exist.
 
         ``matrix`` has shape (positions, most choices); an architecture costs the sum of its entries plus the constant.

@@ -113,8 +113,8 @@ class Supernet(nn.Module):  # type: ignore[misc]
     def _made(self, op: Op, seed: int) -> TorchNetwork:
         net = op.expand()
         module = TorchNetwork(net)
-        number = sum(1 for _ in self.modules())
-        module.set_weights(network_weights(net, seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0])))
+        own_seed = np.random.SeedSequence([seed, len(self._keys)]).generate_state(1)[0]
+        module.set_weights(network_weights(net, seed=int(own_seed)))
         return module
 
     def _module(self, block: Block) -> nn.Module:
