@@ -1,0 +1,75 @@
+"""Constants of an ONNX graph: what a node computes from constants alone is computed when the file is read.
+
+Shapes are static here, so Shape is a constant too, and the chains that exporters build of Shape, Gather, Concat and
+Reshape disappear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from latbench.op import TensorSpec
+from latbench.weights import Array
+
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+
+def fold(
+    node: onnx.NodeProto, constants: Mapping[str, Array], tensors: Mapping[str, TensorSpec], opsets: Mapping[str, int]
+) -> dict[str, Array] | None:
+    """The node's outputs, if they follow from constants and static shapes; else None."""
+    if node.domain not in ("", "ai.onnx") or node.op_type in _RANDOM:
+        return None
+    if node.op_type in ("Shape", "Size") and node.input[0] not in constants:
+        return {node.output[0]: _shape(node, tensors[node.input[0]])} if node.input[0] in tensors else None
+    if any(t and t not in constants for t in node.input) or any(a.HasField("g") or a.graphs for a in node.attribute):
+        return None
+    given = {t: constants[t] for t in node.input if t}
+    if node.op_type == "ConstantOfShape":
+        return {node.output[0]: _filled(node, next(iter(given.values())))}
+    return _evaluate(node, given, opsets)
+
+
+def dense(sparse: onnx.SparseTensorProto) -> Array:
+    """A sparse initializer as a plain array."""
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    out = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        out.reshape(-1)[indices] = values
+    else:
+        out[tuple(indices.T)] = values
+    return out
+
+
+def _shape(node: onnx.NodeProto, spec: TensorSpec) -> Array:
+    if node.op_type == "Size":
+        return np.array(spec.numel, np.int64)
+    cut = {a.name: a.i for a in node.attribute}
+    return np.array(spec.shape[cut.get("start", 0) : cut.get("end", len(spec.shape))], np.int64)
+
+
+def _filled(node: onnx.NodeProto, shape: Array) -> Array:
+    # A view of one number: VGG's filled weights take no memory.
+    value = next(
+        (numpy_helper.to_array(a.t).reshape(-1)[0] for a in node.attribute if a.name == "value"), np.float32(0)
+    )
+    return np.broadcast_to(value, tuple(int(d) for d in shape.reshape(-1)))
+
+
+def _evaluate(node: onnx.NodeProto, given: Mapping[str, Array], opsets: Mapping[str, int]) -> dict[str, Array] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        values = ReferenceEvaluator(node, opsets=dict(opsets)).run(None, dict(given))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        # The reference implementation does not cover every operator; the node stays in the graph instead.
+        return None
+    if not all(isinstance(v, (np.ndarray, np.generic)) for v in values):
+        return None
+    return {t: np.asarray(v) for t, v in zip(node.output, values, strict=True) if t}
