@@ -50,12 +50,12 @@ def _condensenet(op: Op) -> int:
     if op.kind in ("relu", "relu6"):
         return op.inputs[0].numel
     if op.kind in ("avg_pool", "max_pool"):
-        return op.outputs[0].numel * prod(op["kernel"])
+        return int(op.outputs[0].numel * prod(op["kernel"]))
     if op.kind in ("global_avg_pool", "global_max_pool"):
         return op.inputs[0].numel
     if op.kind == "linear":
         x = op.inputs[0]
-        return op.macs + (x.numel // x.shape[-1]) * op["out_features"] * op["bias"]
+        return int(op.macs + (x.numel // x.shape[-1]) * op["out_features"] * op["bias"])
     return 0
 
 

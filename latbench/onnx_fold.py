@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from latbench.op import TensorSpec
 from latbench.weights import Array
@@ -65,11 +65,15 @@ def _filled(node: onnx.NodeProto, shape: Array) -> Array:
 def _evaluate(node: onnx.NodeProto, given: Mapping[str, Array], opsets: Mapping[str, int]) -> dict[str, Array] | None:
     from onnx.reference import ReferenceEvaluator
 
+    made = [onnx.ValueInfoProto(name=t) for t in node.output if t]
+    graph = helper.make_graph([node], "constant", [onnx.ValueInfoProto(name=t) for t in given], made)
+    # A model and not the node alone: only with one does the evaluator take the operator as its set defines it.
+    imports = [helper.make_opsetid(d, v) for d, v in opsets.items()]
     try:
-        values = ReferenceEvaluator(node, opsets=dict(opsets)).run(None, dict(given))
+        values = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports)).run(None, dict(given))
     except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError):
         # The reference implementation does not cover every operator; the node stays in the graph instead.
         return None
     if not all(isinstance(v, (np.ndarray, np.generic)) for v in values):
         return None
-    return {t: np.asarray(v) for t, v in zip(node.output, values, strict=True) if t}
+    return {v.name: np.asarray(value) for v, value in zip(made, values, strict=True)}

@@ -43,7 +43,7 @@ def from_onnx(model: str | Path | bytes, *, shapes: Mapping[str, Sequence[int]] 
     return reader.network(name, source, {} if isinstance(model, bytes) else {"file": str(model)})
 
 
-class Unmapped(Exception):
+class UnmappedError(Exception):
     """A node has a form that no primitive expresses; it becomes an opaque Op. Never leaves this package."""
 
 
@@ -85,7 +85,7 @@ class GraphReader:
             view = NodeView(self, node, name)
             try:
                 rule(view)
-            except (Unmapped, ModelError):
+            except (UnmappedError, ModelError):
                 # Half of a node may have been written already; an operator that is wrong fails again below.
                 self._undo(before)
             else:
@@ -115,7 +115,7 @@ class GraphReader:
             unique = f"{name}~{i}"
         for n, shape in op.param_shapes.items():
             if weights[n].shape != shape:
-                raise Unmapped(f"{n} has shape {weights[n].shape}, not {shape}")
+                raise UnmappedError(f"{n} has shape {weights[n].shape}, not {shape}")
         self._names.add(unique)
         self._nodes.append(Node(unique, op, tuple(inputs), tuple(outputs)))
         self.tensors |= dict(zip(outputs, op.outputs, strict=True))
@@ -168,15 +168,15 @@ class GraphReader:
         known = {v.name: v.type for v in (*one.graph.output, *one.graph.value_info)}
         out = {}
         for t in made:
-            spec = self._spec(known.get(t), what) or self._spec(self._declared.get(t), what)
-            if spec is None:
+            found = self._spec(known.get(t), what) or self._spec(self._declared.get(t), what)
+            if found is None:
                 if node.domain in ("", "ai.onnx"):
                     raise DynamicShapeError(f"{what} gives {t!r} a size that depends on values, not on shapes alone")
                 raise ModelError(
                     f"{what} is a custom operator without shape inference, and the file does not declare the shape of "
                     f"{t!r}; add it to the graph's value_info"
                 )
-            out[t] = spec
+            out[t] = found
         return out
 
     def _spec(self, type_: onnx.TypeProto | None, what: str) -> TensorSpec | None:
@@ -223,7 +223,7 @@ class NodeView:
     def x(self, i: int = 0) -> str:
         """The name of input ``i``, an activation."""
         if not self.has(i) or self.node.input[i] in self.reader.constants:
-            raise Unmapped(f"input {i} is no activation")
+            raise UnmappedError(f"input {i} is no activation")
         return str(self.node.input[i])
 
     def spec(self, i: int = 0) -> TensorSpec:
@@ -237,7 +237,7 @@ class NodeView:
     def constant(self, i: int) -> Array:
         """Value of input ``i``, a constant."""
         if not self.is_constant(i):
-            raise Unmapped(f"input {i} is no constant")
+            raise UnmappedError(f"input {i} is no constant")
         return self.reader.constants[self.node.input[i]]
 
     def ints(self, name: str, i: int) -> list[int] | None:
@@ -250,7 +250,7 @@ class NodeView:
     def one_output(self) -> None:
         """Refuse where something reads a second output."""
         if any(t in self.reader.read_names for t in self.node.output[1:] if t):
-            raise Unmapped("a second output is read")
+            raise UnmappedError("a second output is read")
 
     def emit(
         self, kind: str, *inputs: str, weights: Mapping[str, Array] | None = None, to: str | None = None, **attrs: Any

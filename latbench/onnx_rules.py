@@ -1,7 +1,7 @@
 """Which ONNX operators become which primitives: a function an operator, dispatched by :data:`MAP`.
 
-A function raises :class:`~latbench.onnx_import.Unmapped` for a form that the primitive cannot express; the node then
-becomes an opaque Op.
+A function raises :class:`~latbench.onnx_import.UnmappedError` for a form that the primitive cannot express; the node
+then becomes an opaque Op.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from latbench.onnx_import import NodeView, Unmapped
+from latbench.onnx_import import NodeView, UnmappedError
 from latbench.onnx_names import decimal
 from latbench.op import TensorSpec
 from latbench.weights import Array
@@ -22,13 +22,13 @@ Rule: TypeAlias = "Callable[[NodeView], object]"
 
 def _demand(holds: object, why: str) -> None:
     if not holds:
-        raise Unmapped(why)
+        raise UnmappedError(why)
 
 
 # -- windows --------------------------------------------------------------------------------------------------------
 
 
-def _window(v: NodeView, kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def _window(v: NodeView, kernel: tuple[int, ...]) -> dict[str, Any]:
     n = len(kernel)
     stride = tuple(v.attr("strides", [1] * n))
     dilation = tuple(v.attr("dilations", [1] * n))
@@ -108,14 +108,16 @@ def _plain(kind: str) -> Rule:
 
 
 def _clip(v: NodeView) -> None:
-    bounds: dict[str, float] = {}
+    bounds: dict[str, Any] = {}
     for i, (name, attr) in enumerate((("low", "min"), ("high", "max")), 1):
         value = v.attr(attr) if v.opset < 11 else float(_scalar(v.constant(i))) if v.has(i) else None
         if value is not None and isfinite(value):
             bounds[name] = value
     _demand(v.spec().dtype in ("f32", "f16", "f64", "bf16"), "whole numbers are clipped to another range")
-    v.emit(*(("relu6", v.x()) if bounds == {"low": 0, "high": 6} else ("clip", v.x())),
-           **({} if bounds == {"low": 0, "high": 6} else bounds))  # fmt: skip
+    if bounds == {"low": 0, "high": 6}:
+        v.emit("relu6", v.x())
+    else:
+        v.emit("clip", v.x(), **bounds)
 
 
 def _scalar(value: Array) -> float:
@@ -136,12 +138,8 @@ def _binary(kind: str) -> Rule:
         same = value.dtype == np.dtype(_numpy(v.spec(1 - which[0])))
         if value.size == 1 and value.ndim <= len(v.spec(1 - which[0]).shape):
             number = _scalar(value)
-            _demand(
-                isfinite(number)
-                and (same or not swap)
-                and float(value.reshape(-1)[0]) == np.asarray(number).astype(value.dtype),
-                "exact",
-            )
+            _demand(isfinite(number) and np.asarray(number).astype(value.dtype) == value.reshape(-1)[0], "not exact")
+            _demand(same or not swap, "the base of a power of another data type")
             v.emit(kind, x, scalar=number, swap=swap)
         else:
             _demand(same, "a constant of another data type")
@@ -176,7 +174,8 @@ def _chain(kind: str) -> Rule:
 def _prelu(v: NodeView) -> None:
     slope, rank = v.constant(1), len(v.spec().shape)
     usual = slope.shape == (v.spec().shape[1], *(1 for _ in range(rank - 2)))
-    v.emit("prelu", v.x(), weights={"slope": slope}, **({} if usual else {"slope_shape": slope.shape}))
+    shape: dict[str, Any] = {} if usual else {"slope_shape": slope.shape}
+    v.emit("prelu", v.x(), weights={"slope": slope}, **shape)
 
 
 def _dropout(v: NodeView) -> None:
@@ -345,7 +344,7 @@ def _resize(v: NodeView) -> None:
     coordinates = "asymmetric" if old else v.attr("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if old else v.attr("nearest_mode", "round_prefer_floor")
     _demand(mode in ("nearest", "linear") and not v.attr("antialias", 0), "another mode")
-    more = {"rounding": rounding} if mode == "nearest" else {}
+    more: dict[str, Any] = {"rounding": rounding} if mode == "nearest" else {}
     v.emit("resize", v.x(), size=[int(s) for s in size[2:]], mode=mode, coordinates=coordinates, **more)
 
 
@@ -408,6 +407,6 @@ MAP: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def _sixth(alpha: float, beta: float) -> dict[str, float]:
+def _sixth(alpha: float, beta: float) -> dict[str, Any]:
     """The 32-bit number next to 1/6 is 1/6."""
     return {"alpha": 1 / 6 if alpha == decimal(1 / 6) else alpha, "beta": beta}

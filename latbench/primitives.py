@@ -213,7 +213,7 @@ def _conv_params(inputs: Specs, a: Attrs) -> Shapes:
 
 
 def _conv_macs(inputs: Specs, a: Attrs) -> int:
-    return _conv(inputs, a)[0].numel * (inputs[0].shape[1] // a["groups"]) * prod(a["kernel"])
+    return int(_conv(inputs, a)[0].numel * (inputs[0].shape[1] // a["groups"]) * prod(a["kernel"]))
 
 
 def _conv_transpose(inputs: Specs, a: Attrs) -> Specs:
@@ -234,7 +234,7 @@ def _conv_transpose_params(inputs: Specs, a: Attrs) -> Shapes:
 
 
 def _conv_transpose_macs(inputs: Specs, a: Attrs) -> int:
-    return inputs[0].numel * (a["out_channels"] // a["groups"]) * prod(a["kernel"])
+    return int(inputs[0].numel * (a["out_channels"] // a["groups"]) * prod(a["kernel"]))
 
 
 def _pool(inputs: Specs, a: Attrs) -> Specs:

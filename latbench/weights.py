@@ -68,13 +68,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     plain |= {"u64": "u8", "u32": "u4", "u16": "u2", "u8": "u1", "bool": "?"}
     if name in plain:
         return np.dtype(plain[name])
-    try:
-        import ml_dtypes
+    import ml_dtypes
 
+    try:
         extra = {"bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "i4": "int4", "u4": "uint4"}
-        return np.dtype(getattr(ml_dtypes, extra[name]))
-    except (ImportError, KeyError) as e:
+        made: np.dtype[Any] = np.dtype(getattr(ml_dtypes, extra[name]))
+    except KeyError as e:
         raise ModelError(f"numpy has no data type {name!r}") from e
+    return made
 
 
 def _first(names: Iterable[str]) -> str:
@@ -93,7 +94,7 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[An
         return draw.astype(dtype, copy=False)
     import ml_dtypes
 
-    smallest = float((np.finfo(dtype) if dtype == np.float16 else ml_dtypes.finfo(dtype)).tiny)
+    smallest = float(ml_dtypes.finfo(dtype).tiny)  # type: ignore[no-untyped-call]
     return np.where(np.abs(draw) < smallest, np.copysign(np.float32(smallest), draw), draw).astype(dtype)
 
 
