@@ -134,7 +134,7 @@ def reorder_model(op: Op, ir_version: int, opset: int) -> bytes:
     into = op.kind == "reorder_input"
     node = helper.make_node(
         "ReorderInput" if into else "ReorderOutput", ["x"], ["y"], domain=NCHWC,
-        **({} if into else {"channels": spec.shape[1]}),
+        **({} if into else {"channels": spec.shape[1]}), channels_last=0,
     )  # fmt: skip
     x = helper.make_tensor_value_info("x", onnx_type(spec), list(spec.shape) if into else padded)
     y = helper.make_tensor_value_info("y", onnx_type(spec), None)

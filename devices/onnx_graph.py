@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latbench.device import Unit
 from latbench.errors import ModelError
@@ -28,7 +28,7 @@ REORDERS = {"ReorderInput": "reorder_input", "ReorderOutput": "reorder_output"}
 #: Primitives that the blocked layout fuses into the convolution before them.
 _FUSIBLE = frozenset({*ACTIVATIONS, *BINARY, "batch_norm", "identity"})
 #: Primitives that leave no work behind when they are fused; they do not appear in the kind of a unit.
-_SILENT = frozenset({"batch_norm", "identity", "flatten", "reshape"})
+_SILENT = frozenset({"identity", "flatten", "reshape"})
 
 
 @dataclass
@@ -48,7 +48,9 @@ class RuntimeGraph:
     """
 
     def __init__(self, model: onnx.ModelProto, net: Network, names: Mapping[str, str], block: int) -> None:
-        self.model, self.net, self.block = model, net, block
+        self.model, self.block = model, block
+        self.net, self.merged = without_duplicates(net)
+        self.makers = {n.outputs[0]: n.name for n in net.nodes}
         self.nodes = list(model.graph.node)
         self.constants = {i.name for i in model.graph.initializer} | {
             i.values.name for i in model.graph.sparse_initializer
@@ -69,10 +71,11 @@ class RuntimeGraph:
                 if n.output[0] in known:
                     self.alias.setdefault(n.input[0], n.output[0])
                 continue
-            made = re.fullmatch(r"(.+)_nchwc(?:_token_\d+)?", n.name) if n.domain == NCHWC else None
-            for t in (n.output[0], made[1] if made else "", names.get(n.name, "")):
-                if t in known:
-                    stem[i] = t
+            # A batch norm that stands alone becomes a depthwise convolution called <tensor>_bn_nchwc.
+            made = re.fullmatch(r"((.+?)(?:_bn)?)_nchwc(?:_token_\d+)?", n.name) if n.domain == NCHWC else None
+            for t in (n.output[0], *(made.groups() if made else ()), names.get(n.name, "")):
+                if t in known or t in self.merged:
+                    stem[i] = self.merged.get(t, t)
                     break
         claimed = set(stem.values())
         for i, n in enumerate(self.nodes):
@@ -80,8 +83,8 @@ class RuntimeGraph:
             if n.op_type != "ReorderOutput" and (n.domain == NCHWC or any(t in self.blocked for t in n.input)):
                 self.blocked.update(n.output)
             for t in n.output:
-                if t in known:
-                    self.alias[t] = t
+                if t in known or t in self.merged:
+                    self.alias[t] = self.merged.get(t, t)
             first = n.output[0]
             if first in self.alias:
                 continue
@@ -94,7 +97,7 @@ class RuntimeGraph:
                     self.alias[first] = self._after_fusion(stem[i], reads, claimed)
 
     def _after_fusion(self, stem: str, reads: set[str], claimed: set[str]) -> str:
-        """The tensor that a node named after ``stem`` really makes: additions and activations may be fused behind it."""
+        """What a node named after ``stem`` really makes: additions and activations may be fused behind it."""
         reach, last = {stem}, stem
         for n in self.net.nodes:
             if (
@@ -105,9 +108,8 @@ class RuntimeGraph:
             ):
                 reach.update(n.outputs)
                 last = n.outputs[0]
-        escaping = {
-            t for t in reach if t in self.net.outputs or any(c.outputs[0] not in reach for c in self._readers(t))
-        }
+        inner = reach - set(self.net.outputs)
+        escaping = reach - {t for t in inner if all(c.outputs[0] in reach for c in self._readers(t))}
         return last if escaping == {last} else stem
 
     def _readers(self, tensor: str) -> list[Node]:
@@ -172,24 +174,28 @@ class RuntimeGraph:
         ends = list(dict.fromkeys(self._tensor(t) for t in g.outputs or last.output[:1]))
         begins = list(dict.fromkeys(self._tensor(t) for t in g.inputs))
         blocked = any(t in self.blocked for t in (*g.outputs, *g.inputs, *last.output))
-        layout = {"layout": f"nchw{self.block}c"} if blocked else {}
+        layout: dict[str, Any] = {"layout": f"nchw{self.block}c"} if blocked else {}
         specs = [self.net.tensors[t] for t in begins]
-        provider = "CPUExecutionProvider"
+        name, provider = last.name, "CPUExecutionProvider"
         covered = self._between(begins, ends)
         if not covered:
             spec = self.net.tensors[ends[0]]
             kind = REORDERS.get(last.op_type, last.op_type.lower())
             body = [Step(Op.make("identity", [spec]), (-1,))]
-            return Unit(Op.unit(kind, [spec], body, **layout), (), (ends[0],), last.name, provider)
+            return Unit(Op.unit(kind, [spec], body, **layout), (), (ends[0],), name, provider)
         place = {t: -i for i, t in enumerate(begins, 1)}
         steps = []
         for i, n in enumerate(covered):
             steps.append(Step(n.op, tuple(place[t] for t in n.inputs)))
             place.update(dict.fromkeys(n.outputs, i))
-        kinds = [n.op.kind for n in covered]
-        kind = "+".join([k for k in kinds if k not in _SILENT] or kinds[:1])
+        kind = _kind([n.op.kind for n in covered])
         op = Op.unit(kind, specs, steps, [place[t] for t in ends], **layout)
-        return Unit(op, tuple(n.name for n in covered if n.name not in taken), tuple(ends), last.name, provider)
+        nodes = [m for n in covered for m in (n.name, *self._twins(n)) if m not in taken]
+        return Unit(op, tuple(nodes), tuple(ends), name, provider)
+
+    def _twins(self, node: Node) -> list[str]:
+        """Names of the nodes that were merged into one."""
+        return [self.makers[t] for t, kept in self.merged.items() if kept == node.outputs[0]]
 
     def _tensor(self, runtime_tensor: str) -> str:
         try:
@@ -241,6 +247,31 @@ class RuntimeGraph:
         if t in self.blocked:
             shape[1] = -(-shape[1] // self.block) * self.block
         return onnx_type(spec), shape
+
+
+def _kind(kinds: Sequence[str]) -> str:
+    """A unit's kind, e.g. ``conv+hardswish``: its primitives, but for those that fusing leaves no work of."""
+    fused_norm = any(k.startswith(("conv", "linear")) for k in kinds)
+    loud = [k for k in kinds if k not in _SILENT and not (k == "batch_norm" and fused_norm)]
+    return "+".join(loud or kinds[:1])
+
+
+def without_duplicates(net: Network) -> tuple[Network, dict[str, str]]:
+    """The network without nodes that compute again, without weights, what another has computed.
+
+    Runtimes merge such nodes. The second value maps the tensors that are gone to those that stand for them.
+    """
+    merged: dict[str, str] = {}
+    seen: dict[tuple[str, tuple[str, ...]], Node] = {}
+    nodes: list[Node] = []
+    for n in net.nodes:
+        inputs = tuple(merged.get(t, t) for t in n.inputs)
+        first = seen.setdefault((n.op.key, inputs), n) if not n.op.param_shapes else n
+        if first is not n and not set(n.outputs) & set(net.outputs):
+            merged.update(zip(n.outputs, first.outputs, strict=True))
+        else:
+            nodes.append(Node(n.name, n.op, inputs, n.outputs) if inputs != n.inputs else n)
+    return (net.replace(nodes=tuple(nodes)) if merged else net), merged
 
 
 def onnx_type(spec: TensorSpec) -> int:

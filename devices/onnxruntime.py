@@ -189,7 +189,7 @@ class OnnxRuntime(RunnerRuntime):
             try:
                 if isinstance(s, Network):
                     models.append((name, s.source or self._onnx(s), level))
-                elif s.kind in REORDERS and s.level == "unit":
+                elif s.kind in REORDERS.values() and s.level == "unit":
                     model = reorder_model(s, self.options.ir_version, self.options.opset)
                     made[name] = self._store(name, model, "in-context", "bound", {})
                 else:

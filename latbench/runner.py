@@ -174,17 +174,21 @@ class RunnerRuntime(Runtime):
         controls = self.controls()
         made = self.artefacts([*(j.subject for j in jobs), *controls.values()])
         plan = [self._job(j.slot, j.subject.key, _role(j.subject), made[j.subject.key]) for j in jobs]
-        control_plan = [self._job("", control_subject(k), "control", made[op.key]) for k, op in controls.items()]
+        # What the first visit may cost, loading included, until the runner knows better: 5 ms and 1 ms a megabyte.
+        control_plan = [
+            self._job("", control_subject(k), "control", made[op.key]) | {"first_ms": 5 + op.activation_bytes / 1e6}
+            for k, op in controls.items()
+        ]
         queue = [p for p in plan if "path" in p]
         notes = {j.slot: made[j.subject.key] for j in jobs}
         run = secrets.token_hex(8)
-        with quiet_host(self.runner_options().get("affinity", ()) if self.transport.same_host else ()):
-            with self.conversation() as talk:
-                talk.send(
-                    cmd="visits", run=run, options=self.runner_options(), protocol=protocol.model_dump(), jobs=queue,
-                    controls=[c for c in control_plan if "path" in c],
-                )  # fmt: skip
-                yield from self._stream(talk, plan, notes, run, protocol.visit_timeout_s)
+        cores = self.runner_options().get("affinity", ()) if self.transport.same_host else ()
+        with quiet_host(cores), self.conversation() as talk:
+            talk.send(
+                cmd="visits", run=run, options=self.runner_options(), protocol=protocol.model_dump(), jobs=queue,
+                controls=[c for c in control_plan if "path" in c],
+            )  # fmt: skip
+            yield from self._stream(talk, plan, notes, run, protocol.visit_timeout_s)
 
     def _job(self, slot: str, subject: str, role: Role, a: Artefact) -> dict[str, Any]:
         job: dict[str, Any] = {"slot": slot, "subject": subject, "role": role, **a.run}

@@ -1,10 +1,11 @@
 """The contract of runtimes: what turns Ops and Networks into something that a device runs, and runs it.
 
-A :class:`Runtime` is found by entry point (group ``latbench.runtimes``, the profile's ``runtime.kind``). It gets its own
-section of the profile, the profile, and the transport. Most runtimes send a small program to the device and talk to it
-in JSON lines: they derive from :class:`latbench.runner.RunnerRuntime` and say only how artefacts are built and how the
-program is started (in Python for onnxruntime and torch; a C program answers the same events). A runtime that needs no
-device, such as a simulator, derives from :class:`Runtime` itself, ignores the transport, and computes its Visits.
+A :class:`Runtime` is found by entry point (group ``latbench.runtimes``, the profile's ``runtime.kind``). It gets its
+own section of the profile, the profile, and the transport. Most runtimes send a small program to the device and talk
+to it in JSON lines: they derive from :class:`latbench.runner.RunnerRuntime` and say only how artefacts are built and
+how the program is started (in Python for onnxruntime and torch; a C program answers the same events). A runtime that
+needs no device, such as a simulator, derives from :class:`Runtime` itself, ignores the transport, and computes its
+Visits.
 """
 
 from __future__ import annotations

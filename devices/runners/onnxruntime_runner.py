@@ -3,7 +3,7 @@
 It reads commands as JSON lines from standard input and answers with events as JSON lines, each with a schema number:
 
 ``hello``     -> ``hello``: who the machine is, its environment, the versions of its runtime
-``optimize``  -> ``optimized`` or ``failed`` for each model, then ``done``: writes the graphs that the runtime really runs
+``optimize``  -> ``optimized`` or ``failed`` for each model, then ``done``: writes the graphs that are really run
 ``profile``   -> ``profile``: mean microseconds of each runtime node
 ``visits``    -> ``started``, ``visit`` for each job (and for control ops in between), then ``done`` with the time spent
 
@@ -12,6 +12,7 @@ meanwhile, but not timed before the host has acknowledged (``{"ack": uid}``), so
 and the host rests while times are taken. The program ends when its standard input closes.
 """
 
+# ruff: noqa: B905, UP031
 import gc
 import hashlib
 import json
@@ -32,8 +33,8 @@ CONTROL_RUNS = (1, 4, 3.0, 40.0, 100)
 _clock = time.perf_counter_ns if hasattr(time, "perf_counter_ns") else lambda: int(time.perf_counter() * 1e9)
 
 
-class Failed(Exception):
-    """A job that cannot be measured: ``kind`` is the name of latbench's error class, ``unsupported`` a missing layer."""
+class JobError(Exception):
+    """A job that cannot be measured. ``kind`` names latbench's error class; ``unsupported``: a layer is missing."""
 
     def __init__(self, kind, message, unsupported=False):
         Exception.__init__(self, message)
@@ -127,6 +128,17 @@ def temperature_c():
     return max(found) if found else None
 
 
+def power():
+    """ "battery" or "mains" for a machine with a battery, else None."""
+    root = "/sys/class/power_supply/"
+    names = os.listdir(root) if os.path.isdir(root) else []
+    kinds = {n: read(root + n + "/type") for n in names}
+    if "Battery" not in kinds.values():
+        return None
+    mains = any(read(root + n + "/online") == "1" for n, k in kinds.items() if k in ("Mains", "USB"))
+    return "mains" if mains else "battery"
+
+
 def snapshot():
     """The environment in full."""
     core = affinity()[-1]
@@ -139,8 +151,8 @@ def snapshot():
         "governor": read(freq + "scaling_governor") or None, "clock_mhz": clock_mhz(core),
         "clock_max_mhz": (number(read(freq + "cpuinfo_max_freq")) or 0) / 1000 or None,
         "turbo": read("/sys/devices/system/cpu/cpufreq/boost") or None,
-        "temperature_c": temperature_c(), "load": list(load), "steal_s": steal, "cpu_s": total,
-        "schedstat": wait_reader(1) is not None, "unix_time": time.time(),
+        "temperature_c": temperature_c(), "load": list(load), "power": power(), "steal_s": steal, "cpu_s": total,
+        "schedstat": os.path.exists("/proc/self/schedstat"), "unix_time": time.time(),
     }  # fmt: skip
 
 
@@ -157,24 +169,33 @@ def light(core, before):
 
 def counters():
     """(steal seconds, all CPU seconds, involuntary context switches)."""
-    return cpu_times() + (resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,)
+    return (*cpu_times(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
 
 
-def wait_reader(threads):
-    """A function that gives the nanoseconds for which this process was ready but had no core; None if unknown.
+def wait_files(threads):
+    """Open files that tell for how long this process was ready but had no core; None where the kernel does not.
 
-    With several threads it gives one number for each thread that there is now.
+    With several threads there is one for each thread that there is now.
     """
     paths = ["/proc/self/schedstat"]
     if threads > 1:
         paths = ["/proc/self/task/%s/schedstat" % t for t in sorted(os.listdir("/proc/self/task"), key=int)]
+    files = []
     try:
-        files = [os.open(p, os.O_RDONLY) for p in paths]
-        if not all(len(os.pread(f, 100, 0).split()) == 3 for f in files):
-            return None
+        for p in paths:
+            files.append(os.open(p, os.O_RDONLY))
+        if all(len(os.pread(f, 100, 0).split()) == 3 for f in files):
+            return files
     except OSError:
-        return None
-    return lambda: [int(os.pread(f, 100, 0).split()[1]) for f in files]
+        pass
+    for f in files:
+        os.close(f)
+    return None
+
+
+def waits_of(files):
+    """Nanoseconds of waiting so far, of each thread."""
+    return [int(os.pread(f, 100, 0).split()[1]) for f in files]
 
 
 # -- talking --------------------------------------------------------------------------------------------------------
@@ -234,7 +255,7 @@ def session_options(o, level):
 
 
 def load(path, o, level, so=None):
-    """A fresh session. Raises Failed, also when the runtime falls back to another provider."""
+    """A fresh session. Raises JobError, also when the runtime falls back to another provider."""
     import onnxruntime as ort
 
     try:
@@ -242,9 +263,9 @@ def load(path, o, level, so=None):
     except Exception as e:  # onnxruntime's exceptions have no common base
         text = str(e).strip()
         missing = any(s in text for s in ("NOT_IMPLEMENTED", "not a registered function/op", "No Op registered"))
-        raise Failed("UnsupportedOpError" if missing else "ModelError", text[:2000], missing)
+        raise JobError("UnsupportedOpError" if missing else "ModelError", text[:2000], missing) from None
     if session.get_providers()[0] != o["provider"]:
-        raise Failed("ConfigError", "asked for %s, got %s" % (o["provider"], session.get_providers()[0]))
+        raise JobError("ConfigError", "asked for %s, got %s" % (o["provider"], session.get_providers()[0]))
     return session
 
 
@@ -261,7 +282,7 @@ def feeds(session, seed=0):
     for i in session.get_inputs():
         kind = kinds.get(i.type[len("tensor(") : -1])
         if kind is None or not all(isinstance(d, int) for d in i.shape):
-            raise Failed("DynamicShapeError", "input %s: %s %s is not of fixed shape" % (i.name, i.type, i.shape))
+            raise JobError("DynamicShapeError", "input %s: %s %s is not of fixed shape" % (i.name, i.type, i.shape))
         if kind[0] == "f":
             # Large inputs repeat a block of numbers: drawing millions of them would take longer than the visit.
             count = int(np.prod(i.shape, dtype="i8"))
@@ -287,10 +308,10 @@ def runner(session, how):
         first = _clock() - a
     except Exception as e:  # as above
         text = str(e).strip()
-        raise Failed("UnsupportedOpError" if "NOT_IMPLEMENTED" in text else "ModelError", text[:2000])
+        raise JobError("UnsupportedOpError" if "NOT_IMPLEMENTED" in text else "ModelError", text[:2000]) from None
     for info, y in zip(session.get_outputs(), outputs):
         if isinstance(y, np.ndarray) and y.dtype.kind == "f" and not np.isfinite(y.sum(dtype="f8")):
-            raise Failed("ModelError", "output %s is not finite" % info.name)
+            raise JobError("ModelError", "output %s is not finite" % info.name)
     if how == "feeds" or not all(isinstance(y, np.ndarray) for y in outputs):
         return (lambda: session.run(None, x)), first
     binding = session.io_binding()
@@ -327,27 +348,27 @@ def warm_up(run, first_ns, runs, tolerance, max_ms):
                 return times
 
 
-def repeat(run, wait, min_runs, min_ms, max_ms, max_runs):
+def repeat(run, files, min_runs, min_ms, max_ms, max_runs):
     """Timed runs: (wall ns, waited ns or None) until both floors are met or one ceiling is."""
     samples, waits, spent = [], [], 0
     clock = _clock
     gc.collect()
     gc.disable()
     try:
-        before = wait() if wait else None
+        before = waits_of(files) if files else None
         while True:
             a = clock()
             run()
             t = clock() - a
-            if wait:
-                after = wait()
+            if files:
+                after = waits_of(files)
                 waits.append(min(t, max(y - x for x, y in zip(before, after))))
                 before = after
             samples.append(t)
             spent += t
             n = len(samples)
             if n >= max_runs or spent >= max_ms * 1e6 or (n >= min_runs and spent >= min_ms * 1e6):
-                return samples, (waits if wait else None)
+                return samples, (waits if files else None)
     finally:
         gc.enable()
 
@@ -360,14 +381,15 @@ class Visits:
         self.run, self.jobs, self.controls = command["run"], command["jobs"], command["controls"]
         log = command.get("log") or os.environ.get("LATBENCH_RUNNER_LOG")
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if log else None
-        self.begun = _clock()
         self.spent = dict.fromkeys(("load", "warmup", "timed", "control", "acknowledge"), 0)
         self.count, self.pending = 0, None
         self.ready, self.cost, self.last = {}, {}, {}
 
     def all(self):
         """Every job in order, control ops in between."""
+        import_runtime()
         self.talk.say("started", run=self.run, environment=snapshot())
+        self.begun = _clock()
         for job in self.jobs:
             loaded = self.prepare(job)
             for c in self.due():
@@ -397,16 +419,16 @@ class Visits:
             took = _clock() - a
             run, first = runner(session, job["io"])
             return run, first, took
-        except Failed as e:
+        except JobError as e:
             return e
         except MemoryError:
-            return Failed("ModelError", "not enough memory on the device")
+            return JobError("ModelError", "not enough memory on the device")
         finally:
             self.spent["load"] += _clock() - a
 
     def visit(self, job, loaded):
         """Warm up, time, write."""
-        if isinstance(loaded, Failed):
+        if isinstance(loaded, JobError):
             kind = "unsupported" if loaded.unsupported else "failure"
             self.write(job, time.time(), {kind: {"kind": loaded.kind, "message": str(loaded)}})
             return
@@ -414,8 +436,7 @@ class Visits:
         p, started, before, a = self.p, time.time(), counters(), _clock()
         warm = warm_up(run, first, p["warmup_runs"], p["warmup_tolerance"], p["warmup_max_ms"])
         b = _clock()
-        wait = self.wait()
-        samples, waits = repeat(run, wait, p["min_runs"], p["min_ms"], p["max_ms"], p["max_runs"])
+        samples, waits = self.repeat(run, p["min_runs"], p["min_ms"], p["max_ms"], p["max_runs"])
         self.spent["warmup"] += b - a
         self.spent["timed"] += _clock() - b
         self.write(job, started, {
@@ -423,24 +444,25 @@ class Visits:
             "environment": light(affinity()[-1], before),
         })  # fmt: skip
 
-    def wait(self):
-        """The reader of waiting times; threads may come and go, so it is made anew where there are several."""
-        if self.o["threads"] > 1:
-            return wait_reader(self.o["threads"])
-        if not hasattr(self, "_wait"):
-            self._wait = wait_reader(1)
-        return self._wait
+    def repeat(self, run, *floors):
+        """``repeat`` with the reader of waiting times; threads come and go with sessions, so it is made each time."""
+        files = wait_files(self.o["threads"])
+        try:
+            return repeat(run, files, *floors)
+        finally:
+            for f in files or ():
+                os.close(f)
 
     def device_ns(self):
         """Device time so far: all but waiting for the host."""
-        return _clock() - self.begun - self.spent["acknowledge"]
+        return sum(ns for what, ns in self.spent.items() if what != "acknowledge")
 
     def due(self):
         """Control ops whose turn it is and that the share of device time allows, the longest waiting first."""
         now = _clock()
         for c in sorted(self.controls, key=lambda c: self.last.get(c["subject"], 0)):
             late = now - self.last.get(c["subject"], 0) >= CONTROL_INTERVAL_S * 1e9
-            share = self.spent["control"] + self.cost.get(c["subject"], 0)
+            share = self.spent["control"] + self.cost.get(c["subject"], c["first_ms"] * 1e6)
             if late and share <= self.p["control_share"] * self.device_ns():
                 yield c
 
@@ -454,7 +476,7 @@ class Visits:
                 session = load(c["path"], self.o, c["level"])
                 load_ns = _clock() - a
                 self.ready[key] = runner(session, c["io"])[0]
-            except Failed as e:
+            except JobError as e:
                 self.controls = [x for x in self.controls if x["subject"] != key]
                 self.write(c, started, {"failure": {"kind": e.kind, "message": str(e)}})
                 return
@@ -464,7 +486,7 @@ class Visits:
             t = _clock()
             run()
             warm.append(_clock() - t)
-        samples, waits = repeat(run, self.wait(), min_runs, min_ms, max_ms, max_runs)
+        samples, waits = self.repeat(run, min_runs, min_ms, max_ms, max_runs)
         now = _clock()
         self.last[key], self.cost[key] = now, now - b
         self.spent["control"] += now - a
@@ -516,7 +538,8 @@ def hello(talk, command):
     """Who is here; with ``busy_s``, also which other processes are busy."""
     ort = import_runtime()
     talk.say(
-        "hello", busy=busy(command["busy_s"]) if command.get("busy_s") else None, machine_hash=machine_hash(), environment=snapshot(), executable=sys.executable,
+        "hello", machine_hash=machine_hash(), environment=snapshot(), executable=sys.executable,
+        busy=busy(command["busy_s"]) if command.get("busy_s") else None,
         runtime_version=ort.__version__ if ort else None, providers=ort.get_available_providers() if ort else [],
     )  # fmt: skip
 
@@ -529,7 +552,7 @@ def optimize(talk, command):
         a = _clock()
         try:
             load(m["path"], command["options"], m["level"], so)
-        except Failed as e:
+        except JobError as e:
             talk.say("failed", id=m["id"], kind=e.kind, message=str(e))
         else:
             talk.say("optimized", id=m["id"], ns=_clock() - a)
@@ -551,7 +574,7 @@ def profile(talk, command):
         with open(name) as f:
             events = json.load(f)
         os.remove(name)
-    except Failed as e:
+    except JobError as e:
         talk.say("failed", id="", kind=e.kind, message=str(e))
         return
     finally:
