@@ -1,0 +1,210 @@
+"""What a search found: the front, every candidate, and where the numbers come from; saved as JSON and Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latbench import pareto
+from latbench.errors import FileFormatError
+from latbench.problem import Candidate, Objective, Problem
+from latbench.visit import Interval
+
+if TYPE_CHECKING:
+    from latbench.validate import Validated
+
+FORMAT, SCHEMA = "latbench-search-result", 1
+RESULT_JSON, CANDIDATES_PARQUET = "result.json", "candidates.parquet"
+
+
+@dataclass
+class SearchResult:
+    """``candidates`` in order of evaluation, ``problem`` as it was posed, ``provenance`` as plain JSON values.
+
+    ``provenance`` holds the searcher with its options and seed, the budget, the recipe of the evaluator, for each
+    latency model its predictor, Setting and card's checksum, and how many evaluations were paid for and how many came
+    from the store. A result that was loaded has a problem without ``cheap_values``. ``validated`` is what
+    :func:`latbench.validate.validate` measured.
+    """
+
+    problem: Problem
+    candidates: list[Candidate]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    validated: list[Validated] = field(default_factory=list)
+
+    @cached_property
+    def front(self) -> list[Candidate]:
+        """The Pareto set among candidates that keep all hard limits, the best of the first objective first."""
+        found = self.problem.front(self.candidates)
+        return [found[i] for i in np.lexsort(self.problem.matrix(found).T[::-1])]
+
+    def pick(self, k: int) -> list[Candidate]:
+        """``k`` candidates at equal distance along the front (fewer where it is smaller); see :func:`pareto.spread`."""
+        front = self.front
+        return [front[i] for i in pareto.spread(self.problem.matrix(front), k)]
+
+    def hypervolume(self, reference: Sequence[float]) -> list[float]:
+        """Hypervolume of the front after each candidate, by a reference point in the objectives as minimised."""
+        points, ref = self.problem.matrix(self.candidates), np.asarray(reference, float)
+        ok = np.asarray([c.feasible for c in self.candidates], bool) & np.isfinite(points).all(axis=1)
+        best, volume, out = points[:0], 0.0, []
+        for p, feasible in zip(points, ok, strict=True):
+            if feasible and (p < ref).all() and not (best <= p).all(axis=1).any():
+                best = np.vstack([best[~(p <= best).all(axis=1)], p])
+                volume = pareto.hypervolume(best, ref)
+            out.append(volume)
+        return out
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path`` (a ``.json`` file, or a folder that gets ``result.json``); gives the JSON file's path.
+
+        Where pyarrow is installed the candidates are written beside it as Parquet too, one column a value.
+        """
+        p = Path(path)
+        file = p if p.suffix == ".json" else p / RESULT_JSON
+        file.parent.mkdir(parents=True, exist_ok=True)
+        body = {
+            "latbench": _version(),
+            "problem": problem_to_json(self.problem),
+            "provenance": self.provenance,
+            "warnings": self.warnings,
+            "candidates": [c.to_json() for c in self.candidates],
+            "front": [c.number for c in self.front],
+            "validated": [v.to_json() for v in self.validated],
+        }
+        head = {"format": FORMAT, "schema": SCHEMA, "sha256": _sha256(body)}
+        write_atomically(file, json.dumps({**head, **body}, allow_nan=False, indent=1).encode())
+        self._write_parquet(file.with_name(CANDIDATES_PARQUET if p.suffix != ".json" else f"{p.stem}.parquet"))
+        return file
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchResult:
+        """Read what :meth:`save` wrote, from its file or folder.
+
+        Raises :class:`FileFormatError` for a missing, truncated, changed or newer file, and what
+        :func:`latbench.load_space` raises for a space that is not installed.
+        """
+        from latbench.validate import Validated
+
+        p = Path(path)
+        file = p / RESULT_JSON if p.is_dir() else p
+        body = _read(file)
+        try:
+            return cls(
+                problem_from_json(body["problem"]),
+                [Candidate.from_json(c) for c in body["candidates"]],
+                dict(body["provenance"]),
+                list(body["warnings"]),
+                [Validated.from_json(v) for v in body["validated"]],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise FileFormatError(f"{file}: not a search result of schema {SCHEMA}: {e!r}") from e
+
+    def _write_parquet(self, file: Path) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError:
+            return
+        names = sorted({n for c in self.candidates for n in c.values})
+        on_front = {c.number for c in self.front}
+        columns: dict[str, Any] = {
+            "number": [c.number for c in self.candidates],
+            "arch": [list(c.arch) for c in self.candidates],
+            **{n: [c.values.get(n) for c in self.candidates] for n in names},
+            "violation": [c.violation for c in self.candidates],
+            "soft_violation": [c.soft_violation for c in self.candidates],
+            "front": [c.number in on_front for c in self.candidates],
+            "evaluated": [c.evaluated for c in self.candidates],
+            "failed": [c.info.get("failed") for c in self.candidates],
+        }
+        types = {"number": pa.int64(), "arch": pa.list_(pa.int64()), "front": pa.bool_(), "evaluated": pa.bool_()}
+        types["failed"] = pa.string()
+        arrays = {n: pa.array(v, types.get(n, pa.float64())) for n, v in columns.items()}
+        table = pa.table(arrays).replace_schema_metadata({"format": FORMAT, "schema": str(SCHEMA)})
+        part = file.with_name(f".{file.name}.{os.getpid()}")
+        pq.write_table(table, part)
+        os.replace(part, file)
+
+
+def problem_to_json(problem: Problem) -> dict[str, Any]:
+    """A problem as plain JSON values, without its models."""
+    return {
+        "space": problem.space.spec,
+        "objectives": [[str(o), o.weight] for o in problem.objectives],
+        "limits": dict(problem.limits),
+        "soft_limits": dict(problem.soft_limits),
+        "limit_on": problem.limit_on,
+    }
+
+
+def problem_from_json(d: Mapping[str, Any]) -> Problem:
+    """The inverse of :func:`problem_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    from latbench.load import load_space
+
+    objectives = [Objective.parse(str(text)) for text, _ in d["objectives"]]
+    weights = [float(w) for _, w in d["objectives"]]
+    return Problem(
+        load_space(**d["space"]),
+        tuple(Objective(o.name, o.maximise, w) for o, w in zip(objectives, weights, strict=True)),
+        {str(n): float(v) for n, v in d["limits"].items()},
+        {str(n): float(v) for n, v in d["soft_limits"].items()},
+        limit_on=d["limit_on"],
+    )
+
+
+def interval_to_json(x: Interval) -> list[float]:
+    """``[value, low, high]``."""
+    return [x.value, x.low, x.high]
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file so that after a crash it holds either the old or the new content."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    with part.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        d = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise FileFormatError(f"{file}: no such search result") from None
+    except (ValueError, RecursionError) as e:
+        raise FileFormatError(f"{file}: truncated or not JSON: {e}") from e
+    if not isinstance(d, dict) or d.get("format") != FORMAT or not isinstance(d.get("schema"), int):
+        raise FileFormatError(f"{file}: not a search result (format {FORMAT!r} is missing)")
+    if d["schema"] > SCHEMA:
+        raise FileFormatError(
+            f"{file}: newer version: schema {d['schema']}, written by latbench {d.get('latbench')}; this latbench "
+            f"{_version()} reads schemas up to {SCHEMA}: run `pip install -U latbench`"
+        )
+    body = {k: v for k, v in d.items() if k not in ("format", "schema", "sha256")}
+    if d.get("sha256") != _sha256(body):
+        raise FileFormatError(f"{file}: changed after it was written: its checksum is not that of its content")
+    return body
+
+
+def _sha256(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _version() -> str:
+    from latbench import __version__
+
+    return __version__

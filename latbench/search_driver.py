@@ -1,0 +1,270 @@
+"""The loop of a search: ask, evaluate, tell, keep.
+
+:class:`Driver` runs one worker in this process, or many evaluations at once on a ``concurrent.futures`` executor. It
+checks what searchers propose and what evaluators answer, and turns failures into candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from latbench.errors import ArchitectureError, ModelError, SearchError
+from latbench.problem import AccuracyEvaluator, Candidate, Problem
+from latbench.searcher import Searcher
+from latbench.space import Arch, SearchSpace
+
+if TYPE_CHECKING:
+    from latbench.store import Store
+
+#: Asking this often without a single architecture that can be evaluated ends a search.
+MAX_IDLE = 200
+#: Share of the time that saving the state may take, where answers are so cheap that they can be had again.
+_SAVE_SHARE = 0.05
+
+#: Values of one evaluation, and why it failed, '' if it did not.
+Answer = tuple[Mapping[str, float], str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is: architectures evaluated, the budget, and the last candidate."""
+
+    done: int
+    budget: int
+    candidate: Candidate
+
+
+class Driver:
+    """One search; see :func:`latbench.search` for the arguments. Call :meth:`run` once."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        searcher: Searcher,
+        accuracy: AccuracyEvaluator | None,
+        *,
+        budget: int,
+        store: Store | None = None,
+        identity: str = "",
+        plan: Mapping[str, Any] | None = None,
+        resume: bool = True,
+        executor: Executor | None = None,
+        workers: int = 1,
+        progress: Callable[[Progress], None] | None = None,
+        max_failures: int = 20,
+    ) -> None:
+        self.problem, self.searcher, self.accuracy, self.budget = problem, searcher, accuracy, budget
+        self.store, self.identity, self.plan, self.resume = store, identity, dict(plan or {}), resume
+        self.executor, self.workers = executor, workers
+        self.progress, self.max_failures = progress, max_failures
+        self.candidates: list[Candidate] = []
+        self.warnings: list[str] = []
+        #: Evaluations that the evaluator was asked for, those found in the store, and candidates that were resumed.
+        self.paid = self.reused = self.resumed = 0
+        self._by_arch: dict[Arch, Candidate] = {}
+        self._done = 0
+        self._pending: list[Arch] = []
+        self._idle = 0
+        self._failures = 0
+        self._known: dict[Arch, dict[str, float]] = {}
+        self._saved_at, self._save_cost = 0.0, 0.0
+
+    def run(self) -> None:
+        """Search until the budget is spent or the searcher has nothing left to propose."""
+        if self.store is not None:
+            self._restore(self.store)
+        if self.executor is None and self.workers == 1:
+            self._one_by_one()
+        else:
+            self._in_parallel()
+        self._save(force=True)
+
+    # -- one worker ---------------------------------------------------------------------------------------------
+
+    def _one_by_one(self) -> None:
+        size = max(self.accuracy.batch, 1) if self.accuracy else self.searcher.batch
+        while self._done < self.budget:
+            archs = self._pending or self._ask(min(max(self.searcher.batch, 1), self.budget - self._done))
+            if not archs:
+                break
+            rows = self._cheap(archs)
+            told: list[Candidate] = []
+            for i in range(0, len(archs), size):
+                part = archs[i : i + size]
+                todo = [a for a in part if self._must_evaluate(a, rows[a])]
+                answers = self._keep(todo, evaluate(self.accuracy, self.problem.space, todo)) if self.accuracy else {}
+                told += self._record(part, rows, answers)
+            self._tell(told)
+
+    # -- many workers -------------------------------------------------------------------------------------------
+
+    def _in_parallel(self) -> None:
+        with ExitStack() as stack:
+            pool = self.executor or stack.enter_context(ThreadPoolExecutor(self.workers))
+            flying: dict[Future[list[Answer]], Arch] = {}
+            stack.callback(lambda: [f.cancel() for f in flying])
+            rows: dict[Arch, dict[str, float]] = {}
+            waiting = list(self._pending)
+            while True:
+                while (room := min(self.workers, self.budget - self._done) - len(flying)) > 0:
+                    waiting = waiting or self._ask(room)
+                    if not waiting:
+                        break
+                    rows.update(self._cheap(waiting))
+                    todo = [a for a in waiting if self._must_evaluate(a, rows[a])]
+                    self._tell(self._record([a for a in waiting if a not in todo], rows, {}))
+                    for arch in todo:
+                        flying[pool.submit(evaluate, self.accuracy, self.problem.space, [arch])] = arch
+                    waiting = []
+                if not flying:
+                    return
+                done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for f in [f for f in flying if f in done]:
+                    arch = flying.pop(f)
+                    self._tell(self._record([arch], rows, self._keep([arch], f.result())))
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _ask(self, n: int) -> list[Arch]:
+        """Up to ``n`` new architectures, checked; those that are known already are told again at once."""
+        name = self.searcher.name
+        while self._idle < MAX_IDLE:
+            proposed = self.searcher.ask(n)
+            if not proposed:
+                return []
+            if len(proposed) > n:
+                raise SearchError(f"searcher {name!r} was asked for {n} architectures and proposed {len(proposed)}")
+            try:
+                archs = list(dict.fromkeys(self.problem.space.validate(a) for a in proposed))
+            except ArchitectureError as e:
+                raise SearchError(f"searcher {name!r} proposed an architecture that does not exist: {e}") from e
+            if known := [self._by_arch[a] for a in archs if a in self._by_arch]:
+                self.searcher.tell(known)
+            if new := [a for a in archs if a not in self._by_arch and a not in self._pending]:
+                self._pending += new
+                return new
+            self._idle += 1
+        self.warnings.append(
+            f"searcher {name!r} proposed nothing that could be evaluated {MAX_IDLE} times in a row; stopped after "
+            f"{self._done} of {self.budget} evaluations"
+        )
+        return []
+
+    def _cheap(self, archs: Sequence[Arch]) -> dict[Arch, dict[str, float]]:
+        columns = {n: c.tolist() for n, c in self.problem.cheap(archs).items()}
+        return {a: {n: c[i] for n, c in columns.items()} for i, a in enumerate(archs)}
+
+    def _must_evaluate(self, arch: Arch, row: Mapping[str, float]) -> bool:
+        return self.accuracy is not None and row["violation"] == 0 and arch not in self._known
+
+    def _keep(self, archs: Sequence[Arch], answers: Sequence[Answer]) -> dict[Arch, Answer]:
+        """Store what was paid for, a training that diverged too: it would diverge again."""
+        accuracy = self.accuracy
+        self.paid += len(archs)
+        for arch, (values, failed) in zip(archs, answers, strict=True):
+            if self.store is not None and accuracy is not None and accuracy.cache and values:
+                self.store.add_evaluation(accuracy.recipe, self.problem.space, arch, values)
+            self._failures = self._failures + 1 if failed else 0
+            if self._failures >= self.max_failures:
+                raise SearchError(f"{self._failures} evaluations failed in a row, the last one: {failed}")
+        return dict(zip(archs, answers, strict=True))
+
+    def _record(
+        self, archs: Sequence[Arch], rows: Mapping[Arch, dict[str, float]], answers: Mapping[Arch, Answer]
+    ) -> list[Candidate]:
+        """Make candidates of answers, of what the store knew, and of what breaks a limit without evaluation."""
+        out = []
+        for arch in archs:
+            values: Mapping[str, float] | None = {}
+            failed = ""
+            if arch in answers:
+                values, failed = answers[arch]
+            elif self.accuracy is not None and rows[arch]["violation"] > 0:
+                values = None
+            elif self.accuracy is not None:
+                values, self.reused = self._known[arch], self.reused + 1
+                failed = _why_failed(values)
+            c = replace(self.problem.candidate(arch, rows[arch], values, failed), number=len(self.candidates))
+            self.candidates.append(c)
+            self._by_arch[arch] = c
+            self._done += c.evaluated
+            out.append(c)
+            if self.progress:
+                self.progress(Progress(self._done, self.budget, c))
+        return out
+
+    def _tell(self, told: Sequence[Candidate]) -> None:
+        if not told:
+            return
+        answered = {c.arch for c in told}
+        self._pending = [a for a in self._pending if a not in answered]
+        self._idle = 0 if any(c.evaluated for c in told) else self._idle + 1
+        self.searcher.tell(told)
+        self._save()
+
+    # -- the store ----------------------------------------------------------------------------------------------
+
+    def _restore(self, store: Store) -> None:
+        if self.accuracy is not None and self.accuracy.cache:
+            self._known = store.evaluations(self.accuracy.recipe, self.problem.space)
+        if not self.resume or self.identity not in store.searches():
+            return
+        record = store.load_search(self.identity)
+        for c in record.candidates:
+            if self._done >= self.budget:
+                break
+            self.candidates.append(c)
+            self._done += c.evaluated
+        self._by_arch = {c.arch: c for c in self.candidates}
+        self.resumed = len(self.candidates)
+        self.searcher.restore(record.state["searcher"])
+        self._pending = [tuple(a) for a in record.state["pending"]]
+
+    def _save(self, force: bool = False) -> None:
+        """Save the state; every time, unless candidates come so fast that it would take more than a small share."""
+        now = time.monotonic()
+        if self.store is None or len(self.candidates) == self.resumed:
+            return
+        if not force and self.workers == 1 and now - self._saved_at < self._save_cost / _SAVE_SHARE:
+            return
+        state = {"searcher": self.searcher.state(), "pending": [list(a) for a in self._pending]}
+        self.store.save_search(self.identity, problem=self.plan, state=state, candidates=self.candidates)
+        self._saved_at = time.monotonic()
+        self._save_cost = self._saved_at - now
+
+
+def evaluate(accuracy: AccuracyEvaluator | None, space: SearchSpace, archs: Sequence[Arch]) -> list[Answer]:
+    """Ask an evaluator and check its answers: for each architecture its values and why it failed ('' if it did not).
+
+    Raises :class:`SearchError` for answers that cannot be right.
+    """
+    if accuracy is None or not archs:
+        return []
+    try:
+        answers = accuracy.evaluate(space, archs)
+    except ModelError as e:
+        return [({}, f"{type(e).__name__}: {e}") for _ in archs]
+    if len(answers) != len(archs):
+        raise SearchError(f"evaluator {accuracy.recipe!r} was asked for {len(archs)} answers and gave {len(answers)}")
+    out: list[Answer] = []
+    for arch, values in zip(archs, answers, strict=True):
+        if missing := [n for n in accuracy.values if n not in values]:
+            raise SearchError(f"evaluator {accuracy.recipe!r} gave no {', '.join(missing)} for {list(arch)}")
+        plain = {str(n): float(v) for n, v in values.items()}
+        if "error" in plain and isfinite(plain["error"]) and not 0 <= plain["error"] <= 1:
+            raise SearchError(
+                f"evaluator {accuracy.recipe!r} gave error {plain['error']} for {list(arch)}; errors are fractions, 0–1"
+            )
+        out.append((plain, _why_failed(plain)))
+    return out
+
+
+def _why_failed(values: Mapping[str, float]) -> str:
+    bad = [f"{n} is {v}" for n, v in values.items() if not isfinite(v)]
+    return ", ".join(bad)

@@ -1,0 +1,224 @@
+"""``latbench.search``: pose the problem, drive a searcher, pay for each evaluation once, survive a crash.
+
+The driver asks, evaluates and tells. After every ``tell`` the searcher's state and all candidates go into the store;
+every answer of the evaluator goes there as soon as it is given. A search that is started again with the same arguments
+goes on where it was, and with one worker ends bit-equal to one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latbench import plugins
+from latbench.cheap import COUNTS, SpaceValues, check_feasible, latency_models
+from latbench.errors import ConfigError, DeviceBusyError, SearchError
+from latbench.problem import AccuracyEvaluator, LimitOn, Objective, Problem
+from latbench.result import SearchResult, problem_to_json
+from latbench.search_driver import Driver, Progress
+from latbench.searcher import Searcher
+from latbench.space import SearchSpace
+
+if TYPE_CHECKING:
+    from latbench.predictor import Predictor
+    from latbench.store import Store
+
+
+def search(
+    name: str | type[Searcher],
+    *,
+    space: SearchSpace,
+    latency: Predictor | Mapping[str, Predictor] | None = None,
+    accuracy: AccuracyEvaluator | None = None,
+    objectives: Sequence[str | Objective] = ("error", "latency_ms"),
+    limits: Mapping[str, float] | None = None,
+    soft_limits: Mapping[str, float] | None = None,
+    budget: int = 100,
+    seed: int = 0,
+    store: Store | str | Path | None = None,
+    run: str | Path | None = None,
+    resume: bool = True,
+    executor: Executor | None = None,
+    workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+    limit_on: LimitOn = "high",
+    level: float = 0.9,
+    max_failures: int = 20,
+    **options: Any,
+) -> SearchResult:
+    """Search ``space`` with the searcher ``name`` until ``budget`` architectures are evaluated.
+
+    ``latency`` is one model, whose values are ``latency_ms``, ``latency_low_ms``, ``latency_high_ms``, or a mapping
+    device → model, whose values are ``latency_ms@device`` and so on; a plain ``latency_ms`` among objectives and limits
+    then stands for all of them. ``params`` and ``macs`` are known too. ``limits`` are hard, upper limits; those on
+    latency are checked against the upper end of the interval at ``level`` (``limit_on="value"``: against the value).
+    An architecture that a device does not support, or that breaks a hard limit on a value known without evaluation, is
+    never evaluated and costs no budget.
+
+    ``store`` keeps evaluations (by recipe, space and architecture) and the search's state; ``run`` is a folder that
+    gets the result, and a store of its own where none is given. With either, the same call goes on after a crash or
+    with a larger budget; ``resume=False`` starts anew (evaluations that were paid for stay). ``executor`` or
+    ``workers`` > 1 (threads) evaluate in parallel. An evaluation that fails (NaN, a network that cannot be built) is a
+    candidate with infinite violation; ``max_failures`` of them in a row end the search. ``options`` are the searcher's.
+
+    Raises :class:`ConfigError` (unknown searcher, option, objective or limit), :class:`InfeasibleError` (no
+    architecture can keep the limits; proved before anything is evaluated where the space is additive),
+    :class:`SearchError`.
+    """
+    models = latency_models(latency)
+    problem = pose(
+        space, models, accuracy, objectives, limits or {}, soft_limits or {}, limit_on=limit_on, level=level
+    )  # fmt: skip
+    for what, n in (("budget", budget), ("workers", workers), ("max_failures", max_failures)):
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ConfigError(f"{what} must be a whole number of at least 1, got {n!r}")
+    if accuracy is not None:
+        accuracy.check(space)
+    check_feasible(problem)
+    searcher = make_searcher(name, problem, seed, options)
+    recipe = accuracy.recipe if accuracy else None
+    plan = {
+        "searcher": searcher.name,
+        "options": {k: _plain(k, v) for k, v in options.items()},
+        "seed": seed,
+        "problem": problem_to_json(problem),
+        "recipe": recipe,
+        "latency": {suffix: _model_facts(m) for suffix, m in models.items()},
+        "level": level,
+    }
+    identity = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    started = time.time()
+    with ExitStack() as stack:
+        kept = _open_store(stack, store, run)
+        if kept is not None:
+            _lock(stack, kept, identity)
+        driver = Driver(
+            problem, searcher, accuracy, budget=budget, store=kept, identity=identity, plan=plan, resume=resume,
+            executor=executor, workers=workers, progress=progress, max_failures=max_failures,
+        )  # fmt: skip
+        driver.run()
+    provenance = {
+        **plan,
+        "id": identity,
+        "budget": budget,
+        "workers": workers,
+        "evaluations": {"paid": driver.paid, "from_store": driver.reused, "resumed": driver.resumed},
+        "started": started,
+        "wall_s": time.time() - started,
+    }
+    result = SearchResult(problem, driver.candidates, provenance, driver.warnings)
+    if run is not None:
+        result.save(run)
+    return result
+
+
+def pose(
+    space: SearchSpace,
+    models: Mapping[str, Predictor],
+    accuracy: AccuracyEvaluator | None,
+    objectives: Sequence[str | Objective],
+    limits: Mapping[str, float],
+    soft_limits: Mapping[str, float],
+    *,
+    limit_on: LimitOn = "high",
+    level: float = 0.9,
+) -> Problem:
+    """The problem of these arguments of :func:`search`; ``models`` by suffix, as :func:`latency_models` gives them.
+
+    Raises :class:`ConfigError` for a name that nothing gives, naming those that exist.
+    """
+    if isinstance(objectives, str) or not objectives:
+        raise ConfigError(f"objectives must be a list of names that is not empty, got {objectives!r}")
+    if limit_on not in ("high", "value"):
+        raise ConfigError(f"limit_on is 'high' or 'value', not {limit_on!r}")
+    parsed = [o for text in objectives for o in _each_device(Objective.parse(text), models)]
+    hard, soft = (_limits(d, models, which) for d, which in ((limits, "limits"), (soft_limits, "soft_limits")))
+    wanted = {o.name for o in parsed} | set(hard) | set(soft)
+    values = SpaceValues(space, models, counts=bool(wanted & set(COUNTS)), level=level)
+    known = [*values.names, *(accuracy.values if accuracy else ())]
+    for n in sorted(wanted):
+        if n not in known:
+            hint = "; give accuracy=, an evaluator" if accuracy is None else ""
+            hint += "; give latency=, a model" if not models else ""
+            raise ConfigError(f"nothing gives the value {n!r}; known: {', '.join(known) or 'none'}{hint}")
+    if len({o.name for o in parsed}) < len(parsed):
+        raise ConfigError(f"an objective is given twice: {', '.join(map(str, parsed))}")
+    return Problem(space, tuple(parsed), hard, soft, values, limit_on)
+
+
+def make_searcher(name: str | type[Searcher], problem: Problem, seed: int, options: Mapping[str, Any]) -> Searcher:
+    """The searcher of an entry point's name, or a class. Raises :class:`ConfigError` for an option it does not have."""
+    cls = plugins.load("searchers", name) if isinstance(name, str) else name
+    if not (isinstance(cls, type) and issubclass(cls, Searcher)):
+        raise ConfigError(f"{name!r} is not a searcher: {cls!r} does not derive from latbench.searcher.Searcher")
+    parameters = [p for n, p in inspect.signature(cls).parameters.items() if n not in ("problem", "seed")]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters]
+        if unknown := sorted(set(options) - set(known)):
+            raise ConfigError(
+                f"searcher {cls.name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
+            )
+    return cls(problem, seed=seed, **options)
+
+
+def _each_device(o: Objective, models: Mapping[str, Predictor]) -> list[Objective]:
+    if "" in models or "@" in o.name or not o.name.startswith("latency_"):
+        return [o]
+    return [Objective(o.name + s, o.maximise, o.weight / len(models)) for s in models] or [o]
+
+
+def _limits(given: Mapping[str, float], models: Mapping[str, Predictor], which: str) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for name, limit in given.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
+            raise ConfigError(f"{which}.{name}: expected a positive number, got {limit!r}")
+        for o in _each_device(Objective(name), models):
+            out[o.name] = min(float(limit), out.get(o.name, float("inf")))
+    return out
+
+
+def _model_facts(model: Predictor) -> dict[str, Any]:
+    """What identifies a latency model: its card's checksum, its Setting, and the statistic that it predicts."""
+    card = model.card.to_json()
+    return {
+        "predictor": model.name,
+        "card": card["checksum"],
+        "setting": model.setting.to_json(),
+        "setting_hash": model.setting.hash,
+        "statistic": model.card.statistic,
+    }
+
+
+def _plain(option: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"option {option}: only plain JSON values can be stored, got {value!r}") from e
+
+
+def _open_store(stack: ExitStack, store: Store | str | Path | None, run: str | Path | None) -> Store | None:
+    if store is None and run is None:
+        return None
+    from latbench.store import Store
+
+    if isinstance(store, Store):
+        return store
+    if store is None:
+        folder = Path(str(run))
+        folder.mkdir(parents=True, exist_ok=True)
+        store = folder / "search.db"
+    return stack.enter_context(Store.open(store))
+
+
+def _lock(stack: ExitStack, store: Store, identity: str) -> None:
+    try:
+        stack.enter_context(store.lease(f"search {identity}", f"search {identity}"))
+    except DeviceBusyError as e:
+        raise SearchError(f"search {identity} is being run by {e.holder}; wait for it, or stop it") from e
