@@ -27,8 +27,8 @@ MIN_NETWORKS = 5
 MIN_GAIN = 0.1
 #: Strengths of shrinkage that are tried, as prior standard deviations of a group's factor around 1.
 GROUP_SPREADS = (0.02, 0.05, 0.1)
-#: Expected relative error of the model, and prior standard deviations of scale (around 1) and overhead (in units of the
-#: median latency, around 0): weak, they decide only where networks are so alike that data cannot.
+#: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio) and
+#: overhead (in units of the median latency, around 0): weak, they decide where networks are so alike that data cannot.
 _NOISE, _SCALE_SPREAD, _OVERHEAD_SPREAD = 0.01, 0.5, 0.5
 
 
@@ -124,17 +124,18 @@ def _fit(x: Floats, y: Floats, spread: float) -> Floats:
     spreads = np.array([_OVERHEAD_SPREAD, _SCALE_SPREAD, *([spread] * g if spread else ())])
     # The prior of the scale is centred on what the data say on the whole, so that it is not pulled to 1 blindly.
     centre = np.array([0.0, float(np.median(y / total)), *([0.0] * g if spread else ())])
-    prior = np.diag((_NOISE / spreads) ** 2)
+    noise = _NOISE
     weights = np.ones(n)
     beta = centre
     for _ in range(30):
+        prior = np.diag((noise / spreads) ** 2)
         a = design.T @ (weights[:, None] * design) + prior
         b = design.T @ weights + prior @ centre
         new = np.linalg.solve(a, b)
         residual = np.abs(design @ new - 1)
-        # Huber's tuning constant 1.345 gives 95 % efficiency on normal errors; 1.4826 × median is their deviation.
-        cut = 1.345 * max(1.4826 * float(np.median(residual)), 1e-4)
-        weights = np.minimum(1.0, cut / np.maximum(residual, 1e-12))
+        # 1.4826 × median is the deviation of normal errors; Huber's 1.345 gives 95 % efficiency on them.
+        noise = max(1.4826 * float(np.median(residual)), 1e-4)
+        weights = np.minimum(1.0, 1.345 * noise / np.maximum(residual, 1e-12))
         done = np.allclose(new, beta, rtol=1e-10, atol=1e-12)
         beta = new
         if done:
