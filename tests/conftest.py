@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("lab_fixtures",)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
