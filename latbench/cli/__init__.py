@@ -1,1 +1,38 @@
-"""Placeholder docstring: say what lives here."""
+"""The command line: ``latbench …``.
+
+The library returns values and raises typed errors; this package asks, prints and shows progress. A
+:class:`~latbench.errors.LatbenchError` is printed as one ``error:`` text and ends with exit code 2; ``--verbose``,
+anywhere in the command, shows where it came from. Command modules import the library inside their functions, so that
+``latbench --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends with :class:`SystemExit`."""
+    from latbench.cli.app import app
+    from latbench.cli.console import print_error
+    from latbench.errors import LatbenchError
+
+    args = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in args
+    try:
+        app(args=[a for a in args if a != "--verbose"], prog_name="latbench")
+    except LatbenchError as e:
+        if verbose:
+            import traceback
+
+            traceback.print_exception(e)
+        print_error(str(e))
+        sys.exit(EXIT_ERROR)
+    except BrokenPipeError:
+        # `latbench … | head`: the reader has gone, and there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(0)

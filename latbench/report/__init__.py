@@ -6,6 +6,7 @@ result; :func:`write_report` writes the page, which opens with no network.
 
 from __future__ import annotations
 
+from latbench.report.collect import collect
 from latbench.report.data import (
     Control,
     DriftCurve,
@@ -21,5 +22,5 @@ from latbench.report.page import render, write_report
 
 __all__ = [
     "Control", "DriftCurve", "DriftReport", "Found", "ModelReport", "OpCost", "Point", "Report", "SearchReport",
-    "render", "write_report",
+    "collect", "render", "write_report",
 ]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
 from latbench.report.data import ModelReport, Report
 
@@ -77,3 +79,20 @@ def _best(report: Report) -> list[str]:
         return [text]
     worst = max(abs(p / m - 1) for p, m in checked)
     return [text, f"{len(checked)} of them were measured for real: the prediction was off by {percent(worst)} at most."]
+
+
+def family(spec: Mapping[str, Any]) -> str:
+    """A space in a few words, e.g. ``mobilenetv3 at 64 × 64, width 0.35, 10 classes``."""
+    if not spec:
+        return "these networks"
+    r, parts = spec.get("resolution"), []
+    if r is not None:
+        parts.append(f"at {r} × {r}")
+    if spec.get("width_mult", 1.0) != 1.0:
+        parts.append(f"width {spec['width_mult']:g}")
+    if "num_classes" in spec:
+        parts.append(f"{spec['num_classes']} classes")
+    if spec.get("batch", 1) != 1:
+        parts.append(f"batch {spec['batch']}")
+    first, *rest = parts or [""]
+    return ", ".join([f"{spec['name']} {first}".strip(), *rest])

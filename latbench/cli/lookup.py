@@ -1,0 +1,140 @@
+"""Where fitted predictors lie, and which of them a command means.
+
+``latbench fit`` writes ``latbench-models/<profile>/<space>-<predictor>-<hash>/`` (another root with ``--models`` or the
+environment variable ``LATBENCH_MODELS``). ``--device NAME`` of predict and search then means: the newest valid
+predictor of that device's Setting and that space.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latbench.cli.console import note, warn
+from latbench.errors import FileFormatError, NotEnoughDataError, TransportError
+
+if TYPE_CHECKING:
+    from latbench.card import Card
+    from latbench.predictor import Predictor
+    from latbench.setting import Setting
+    from latbench.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved predictor: its folder and its card."""
+
+    path: Path
+    card: Card
+
+
+def save(model: Predictor, root: Path, device: str) -> Path:
+    """Save under the root by device, space, predictor and the card's checksum; gives the folder."""
+    space = (model.card.space or {}).get("name", "any")
+    digest = model.card.to_json()["checksum"][:8]
+    return model.save(root / _safe(Path(device).stem) / f"{_safe(space)}-{model.name}-{digest}")
+
+
+def saved(root: Path, device: str | None = None) -> Iterator[Saved]:
+    """Every saved predictor under the root (of one device), newest first; what cannot be read is warned of."""
+    from latbench.card import Card
+
+    found = []
+    for card in root.glob(f"{_safe(Path(device).stem) if device else '*'}/*/card.json"):
+        try:
+            found.append(Saved(card.parent, Card.loads(card.read_bytes(), str(card))))
+        except (FileFormatError, OSError) as e:
+            warn(f"skipped: {e}")
+    yield from sorted(found, key=lambda s: (s.card.created, s.path.name), reverse=True)
+
+
+def bundled() -> Iterator[Saved]:
+    """The tables that installed packages bring along."""
+    from latbench.card import Card
+    from latbench.predictors.files import bundled
+
+    for name, folder in bundled().items():
+        yield Saved(Path(name), Card.loads((folder / "card.json").read_bytes(), str(folder)))
+
+
+def candidates(
+    root: Path, device: str, setting: Setting | None, space: SearchSpace | None, predictor: str | None = None
+) -> Iterator[Predictor]:
+    """Valid predictors of a device's Setting and a space, newest first. ``setting`` None: the device is out of reach.
+
+    A predictor made for any network serves every space; without a space, every predictor of the Setting is given.
+    Bundled ones come last.
+    """
+    from latbench import load_predictor
+
+    for s in itertools.chain(saved(root, device), bundled() if setting is not None else ()):
+        if setting is not None and s.card.setting.hash != setting.hash:
+            continue
+        if space is not None and s.card.space is not None and dict(s.card.space) != space.spec:
+            continue
+        if predictor is not None and s.card.predictor != predictor:
+            continue
+        try:
+            yield load_predictor(s.path)
+        except FileFormatError as e:
+            warn(f"skipped: {e}")
+
+
+def find(root: Path, device: str, space: SearchSpace | None, predictor: str | None = None) -> Predictor:
+    """The newest valid predictor of the device's Setting and the space.
+
+    Raises :class:`NotEnoughDataError` that prints the command which makes one.
+    """
+    setting = setting_of(device)
+    for model in candidates(root, device, setting, space, predictor):
+        return model
+    raise none_found(root, device, setting, space, predictor)
+
+
+def none_found(
+    root: Path, device: str, setting: Setting | None, space: SearchSpace | None, predictor: str | None = None
+) -> NotEnoughDataError:
+    """The error that says what is missing, what is there instead, and how to make it."""
+    from latbench.cli.options import quoted_space
+
+    what = f"{predictor or 'predictor'} of device {device}" + (f" (Setting {setting.hash})" if setting else "")
+    lines = [f"no {what}" + (f" for {space.name}" if space else "") + f" under {root}"]
+    options = f"--device {device}" + (f" {quoted_space(space)}" if space else " --space …")
+    lines.append(f"  make one:              latbench fit {predictor or 'table'} {options}")
+    lines.append(f"  after measuring it by: latbench profile {options}")
+    for s in list(saved(root, device))[:3]:
+        lines.append(f"  there is {s.path}: {_why_not(s.card, setting, space)}")
+    return NotEnoughDataError("\n".join(lines))
+
+
+def setting_of(device: str) -> Setting | None:
+    """The Setting that a device has now; None, with a note, where the device cannot be reached."""
+    from latbench import load_device
+
+    d = load_device(device)
+    try:
+        with d:
+            return d.setting
+    except TransportError as e:
+        note(f"{device} is out of reach ({e}): taking the newest predictor that was saved for it")
+        return None
+
+
+def _why_not(card: Card, setting: Setting | None, space: SearchSpace | None) -> str:
+    if setting is not None and card.setting.hash != setting.hash:
+        return "another Setting, " + "; ".join(card.setting.differences(setting))
+    if space is not None and card.space is not None and dict(card.space) != space.spec:
+        return f"another space, {_differences(card.space, space.spec)}"
+    return f"a {card.predictor}"
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    return "; ".join(f"{k}: {a.get(k)!r} ≠ {b.get(k)!r}" for k in {**a, **b} if a.get(k) != b.get(k))
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", name)

@@ -1,0 +1,86 @@
+"""``latbench measure``: one network, now."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from latbench.cli.console import count, ms, note, say, span, table, warn
+from latbench.cli.options import (
+    DeviceName,
+    Json,
+    ProtocolSettings,
+    Resolution,
+    Settings,
+    WidthMult,
+    make_device,
+)
+from latbench.cli.subjects import Model, Shapes, read_model
+
+
+def measure(
+    model: Model,
+    device: DeviceName = "local-cpu",
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    shapes: Shapes = None,
+    protocol: ProtocolSettings = None,
+    units: Annotated[bool, typer.Option("--units", help="Also list what the runtime really runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a network on a device: latency with its 95 % interval, as you would get it yourself."""
+    import json
+
+    net, _, _ = read_model(model, settings, resolution, width_mult, shapes)
+    dev, how = make_device(device, protocol)
+    with dev:
+        m = dev.measure(net, how)
+        plan = dev.units(net) if units else []
+    if as_json:
+        print(json.dumps(measurement_json(m), indent=2, default=str))
+        return
+    say(
+        f"{net.name} on {device}: {ms(m.latency_ms)} ms ({m.level:.0%} interval {span(m.low_ms, m.high_ms)} ms)", "bold"
+    )
+    say(f"{how.statistic} of {m.visits} Visits, {sum(map(len, m.samples_ns))} runs; {setting_words(m.setting)}")
+    say(f"{count(net.params)} parameters, {count(net.macs)} multiply-accumulates")
+    table(("statistic", "ms"), [(k, ms(v)) for k, v in m.statistics.items()], numbers=("ms",))
+    if "span_percent" in m.drift:
+        note(f"drift during the measurement: span {m.drift['span_percent']:.1f} %, removed ({m.drift['model']})")
+    for text in m.warnings:
+        warn(text)
+    if plan:
+        print_units(plan)
+
+
+def print_units(units: Any) -> None:
+    """The units of a network, in execution order."""
+    rows = [(i, u.op.label, len(u.nodes), count(u.op.macs), u.provider) for i, u in enumerate(units)]
+    table(
+        ("#", "unit", "nodes", "MACs", "runs on"), rows, title="What the runtime runs", numbers=("#", "nodes", "MACs")
+    )
+
+
+def setting_words(s: Any) -> str:
+    """A Setting in one line."""
+    threads = f"{s.threads} thread{'s' * (s.threads != 1)}"
+    on = f" on cores {','.join(map(str, s.affinity))}" if s.affinity else ""
+    return f"{s.runtime} {s.runtime_version}, {s.dtype}, {threads}{on}, Setting {s.hash}"
+
+
+def measurement_json(m: Any) -> dict[str, Any]:
+    """A Measurement as plain JSON values."""
+    return {
+        "subject": m.subject,
+        "level": m.level,
+        "metrics": {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in m.metrics.items()},
+        "statistics_ms": dict(m.statistics),
+        "visits": m.visits,
+        "samples_ns": [s.tolist() for s in m.samples_ns],
+        "setting": {**m.setting.to_json(), "hash": m.setting.hash},
+        "environment": dict(m.environment),
+        "drift": dict(m.drift),
+        "warnings": list(m.warnings),
+    }

@@ -1,0 +1,271 @@
+"""``latbench fit``, ``predict`` and ``evaluate``: latency models from a store, and what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latbench.cli import lookup
+from latbench.cli.console import ms, note, percent, say, span, table, warn
+from latbench.cli.measure import measurement_json, setting_words
+from latbench.cli.options import (
+    DEFAULT_MODELS,
+    DEFAULT_STORE,
+    DeviceName,
+    Json,
+    ModelsFolder,
+    ProtocolSettings,
+    Resolution,
+    Seed,
+    Settings,
+    StoreUrl,
+    WidthMult,
+    make_device,
+    make_space,
+    parse_pairs,
+)
+from latbench.cli.subjects import Model, Shapes, read_model
+
+if TYPE_CHECKING:
+    from latbench.network import Network
+    from latbench.predictor import Predictor
+    from latbench.space import SearchSpace
+    from latbench.visit import Estimate, Measurement
+
+AnySpace = Annotated[str | None, typer.Option("--space", "-s", help="Use networks of this space only.")]
+Statistic = Annotated[
+    str, typer.Option("--statistic", help="p50, p25, min, …; auto lets cross-validation choose among them.")
+]
+CampaignIds = Annotated[list[str] | None, typer.Option("--campaign", help="Use these campaigns only (id).")]
+
+
+def fit(
+    predictor: Annotated[str, typer.Argument(metavar="PREDICTOR", help="table, kernels, … or a plugin's.")],
+    device: DeviceName = "local-cpu",
+    space: AnySpace = None,
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    store: StoreUrl = DEFAULT_STORE,
+    models: ModelsFolder = Path(DEFAULT_MODELS),
+    out: Annotated[Path | None, typer.Option("--out", help="Save into this folder instead of the models' one.")] = None,
+    statistic: Statistic = "auto",
+    level: Annotated[float, typer.Option("--level", help="Level of the estimates' intervals.")] = 0.9,
+    campaign: CampaignIds = None,
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="The predictor's.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit a latency model to what the store holds, check it on held-out networks, and save it."""
+    import latbench as lb
+
+    chosen = _space(space, settings, resolution, width_mult)
+    model = lb.fit(
+        predictor, store=store, device=device, space=chosen, statistic=_statistic(statistic), level=level, seed=seed,
+        campaigns=campaign, **parse_pairs(option, "--option"),
+    )  # fmt: skip
+    path = model.save(out) if out else lookup.save(model, models, device)
+    print_validation([(predictor, model)])
+    for text in model.card.notes:
+        warn(text)
+    say(f"saved {path}", "bold")
+
+
+def predict(
+    model: Model,
+    device: DeviceName = "local-cpu",
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    shapes: Shapes = None,
+    predictor: Annotated[str | None, typer.Option("--predictor", help="Only a table, only kernels, …")] = None,
+    path: Annotated[str | None, typer.Option("--model", help="A saved predictor's folder, or a bundled name.")] = None,
+    models: ModelsFolder = Path(DEFAULT_MODELS),
+    level: Annotated[float, typer.Option("--level", help="Level of the interval.")] = 0.9,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure it too, and print both.")] = False,
+    protocol: ProtocolSettings = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a network's latency, with the part of every Op; --measure puts the device's answer beside it."""
+    net, space, _ = read_model(model, settings, resolution, width_mult, shapes)
+    latency_model, estimate = _estimate(net, space, device, path, predictor, models, level)
+    measured, profiled = _measured(net, device, protocol) if measure else (None, {})
+    if as_json:
+        print(json.dumps(_estimate_json(estimate, measured), indent=2, default=str))
+        return
+    print_estimate(net.name, device, latency_model, estimate, measured, profiled)
+
+
+def evaluate(
+    predictors: Annotated[
+        list[str] | None, typer.Argument(metavar="[PREDICTOR]…", help="All, if none is named.")
+    ] = None,
+    device: DeviceName = "local-cpu",
+    space: AnySpace = None,
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    store: StoreUrl = DEFAULT_STORE,
+    statistic: Statistic = "auto",
+    campaign: CampaignIds = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit several predictors to the same Visits and compare them on the same held-out networks; saves nothing."""
+    import latbench as lb
+    from latbench import plugins
+    from latbench.errors import NotEnoughDataError
+
+    chosen = _space(space, settings, resolution, width_mult)
+    fitted: list[tuple[str, Predictor]] = []
+    for name in predictors or plugins.names("predictors"):
+        try:
+            fitted.append((name, lb.fit(
+                name, store=store, device=device, space=chosen, statistic=_statistic(statistic), seed=seed,
+                campaigns=campaign,
+            )))  # fmt: skip
+        except NotEnoughDataError as e:
+            if predictors:
+                raise
+            warn(f"{name} was left out: {e}")
+    print_validation(fitted)
+
+
+# -- printing -----------------------------------------------------------------------------------------------------
+
+
+def print_validation(models: Iterable[tuple[str, Predictor]]) -> None:
+    """How right models were on held-out networks, the noise floor and the baselines beside them."""
+    from latbench.fitting import validation_of
+
+    columns = ("model", "RMSPE", "MAPE", "±5 %", "±10 %", "Spearman", "worst")
+    rows: dict[str, tuple[str, ...]] = {}
+    title, tail = "", []
+    for name, model in models:
+        v = validation_of(model)
+        if v is None:
+            warn(f"{name}: not validated: the store holds no held-out networks that it can predict")
+            continue
+        for r in v.rows(name):
+            rows.setdefault(r["model"] + r["RMSPE"], tuple(r.get(c, "") for c in columns))
+        title = f"{v.score.n} held-out networks"
+        tail.append(
+            f"{name}: statistic {v.statistic}; {percent(v.level, 0)} intervals held {percent(v.coverage, 0)} of the "
+            f"networks, mean width {percent(v.width)}"
+        )
+    if rows:
+        ordered = sorted(rows.values(), key=lambda r: r[0] == "noise floor")
+        table(columns, ordered, title=title, numbers=columns[1:])
+    for text in tail:
+        note(text)
+
+
+def print_estimate(
+    name: str,
+    device: str,
+    model: Predictor,
+    estimate: Estimate,
+    measured: Measurement | None = None,
+    profiled: dict[str, float] | None = None,
+    most: int = 40,
+) -> None:
+    """An Estimate with its breakdown, the measured latency beside it where it is known."""
+    say(f"{name} on {device}: {ms(estimate.latency_ms)} ms predicted "
+        f"({estimate.level:.0%} interval {span(estimate.low_ms, estimate.high_ms)} ms)", "bold")  # fmt: skip
+    if measured is not None:
+        off = estimate.latency_ms / measured.latency_ms - 1
+        inside = "inside" if estimate.low_ms <= measured.latency_ms <= estimate.high_ms else "outside"
+        say(f"{'measured':>{len(name) + len(device) + 5}} {ms(measured.latency_ms)} ms "
+            f"({measured.level:.0%} interval {span(measured.low_ms, measured.high_ms)} ms): "
+            f"prediction off by {off:+.1%}, {inside} its interval")  # fmt: skip
+    say(f"by {model.name}, made {model.card.created}; {setting_words(model.setting)}")
+    parts = sorted(estimate.breakdown, key=lambda p: -p.latency_ms)
+    total = estimate.latency_ms or 1.0
+    beside = profiled or {}
+    columns = ["part", "×", "ms", "share", *(["profiler ms"] if beside else []), "origin"]
+    rows = []
+    for p in parts[:most]:
+        seen = [f"{beside[p.key] * 1e-6:.4f}" if p.key in beside else ""] if beside else []
+        rows.append((p.label, p.count, ms(p.latency_ms), percent(p.latency_ms / total), *seen, p.origin))
+    table(columns, rows, numbers=("×", "ms", "share", "profiler ms"))
+    if len(parts) > most:
+        rest = sum(p.latency_ms for p in parts[most:])
+        note(f"… and {len(parts) - most} smaller parts of {ms(rest)} ms together (--json lists all)")
+    for text in estimate.warnings:
+        warn(text)
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _space(
+    name: str | None, settings: list[str] | None, resolution: int | None, width_mult: float | None
+) -> SearchSpace | None:
+    from latbench.errors import ConfigError
+
+    if name is not None:
+        return make_space(name, settings, resolution, width_mult)
+    if settings or resolution is not None or width_mult is not None:
+        raise ConfigError("--set, --resolution and --width-mult belong to a space: give --space too")
+    return None
+
+
+def _statistic(text: str) -> Any:
+    return text
+
+
+def _estimate(
+    net: Network,
+    space: SearchSpace | None,
+    device: str,
+    path: str | None,
+    predictor: str | None,
+    root: Path,
+    level: float,
+) -> tuple[Predictor, Estimate]:
+    """The estimate of the model that was named, or of the newest saved one that knows all of the network's Ops."""
+    from latbench import load_predictor
+    from latbench.errors import NotAdditiveError, UnknownOpError, UnsupportedOpError
+
+    if path is not None:
+        named = load_predictor(path)
+        return named, named.predict(net, level=level)
+    setting = lookup.setting_of(device)
+    first: Exception | None = None
+    for model in lookup.candidates(root, device, setting, space, predictor):
+        try:
+            return model, model.predict(net, level=level)
+        except (UnknownOpError, UnsupportedOpError, NotAdditiveError) as e:
+            first = first or e
+    raise first or lookup.none_found(root, device, setting, space, predictor)
+
+
+def _measured(net: Network, device: str, protocol: list[str] | None) -> tuple[Measurement, dict[str, float]]:
+    """The measurement, and nanoseconds by unit key from the runtime's own profiler where it has one."""
+    dev, how = make_device(device, protocol)
+    with dev:
+        measured = dev.measure(net, how)
+        profiler = getattr(dev, "profile_units", None)
+        if profiler is None:
+            return measured, {}
+        by_name: dict[str, float] = profiler(net)
+        by_key: dict[str, float] = {}
+        for unit in dev.units(net):
+            if unit.name in by_name:
+                by_key[unit.op.key] = by_key.get(unit.op.key, 0.0) + by_name[unit.name]
+    return measured, by_key
+
+
+def _estimate_json(e: Estimate, measured: Measurement | None) -> dict[str, Any]:
+    parts = [
+        {"key": p.key, "label": p.label, "count": p.count, "latency_ms": p.latency_ms, "origin": p.origin}
+        for p in e.breakdown
+    ]
+    metrics = {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in e.metrics.items()}
+    out: dict[str, Any] = {"metrics": metrics, "level": e.level, "breakdown": parts, "warnings": list(e.warnings)}
+    out["setting"] = {**e.setting.to_json(), "hash": e.setting.hash}
+    if measured is not None:
+        out["measured"] = measurement_json(measured)
+    return out

@@ -1,0 +1,108 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from latbench.device import Device
+    from latbench.protocol import Protocol
+    from latbench.space import SearchSpace
+
+DEFAULT_STORE = "latbench.db"
+DEFAULT_MODELS = "latbench-models"
+
+DeviceName = Annotated[
+    str,
+    typer.Option("--device", "-d", help="Name of a bundled profile (`latbench devices`), or a path to a TOML file."),
+]
+SpaceName = Annotated[str, typer.Option("--space", "-s", help="Search space: mobilenetv3, proxyless, nasbench201, …")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Parameter of the space, e.g. num_classes=10; may be repeated."),
+]
+Resolution = Annotated[int | None, typer.Option("--resolution", help="Short for --set resolution=…")]
+WidthMult = Annotated[float | None, typer.Option("--width-mult", help="Short for --set width_mult=…")]
+StoreUrl = Annotated[
+    str, typer.Option("--store", envvar="LATBENCH_STORE", help="Where Visits are kept: a path (SQLite) or a URL.")
+]
+ModelsFolder = Annotated[
+    Path, typer.Option("--models", envvar="LATBENCH_MODELS", help="Folder in which fitted predictors are kept.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+ProtocolSettings = Annotated[
+    list[str] | None,
+    typer.Option("--protocol", metavar="KEY=VALUE", help="Overrides the profile's protocol, e.g. target_ci=0.02."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def parse_value(text: str) -> Any:
+    """``3`` → 3, ``0.5`` → 0.5, ``true`` → True, ``[1, 2]`` → [1, 2]; everything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """``["a=1", "b=x"]`` as a dictionary. Raises :class:`ConfigError` naming the option and the pair."""
+    out: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, eq, value = pair.partition("=")
+        if not eq or not key.strip():
+            raise ConfigError(f"{option} {pair}: expected KEY=VALUE, e.g. {option} resolution=64")
+        key = key.strip().replace("-", "_")
+        if key in out:
+            raise ConfigError(f"{option} {pair}: {key} is given twice")
+        out[key] = parse_value(value.strip())
+    return out
+
+
+def space_params(
+    settings: Sequence[str] | None, resolution: int | None = None, width_mult: float | None = None
+) -> dict[str, Any]:
+    """The space's parameters from ``--set`` and its short forms. Raises :class:`ConfigError`."""
+    params = parse_pairs(settings, "--set")
+    for key, value in (("resolution", resolution), ("width_mult", width_mult)):
+        if value is None:
+            continue
+        if key in params:
+            raise ConfigError(f"--set {key}=… and --{key.replace('_', '-')} are both given")
+        params[key] = value
+    return params
+
+
+def make_space(
+    name: str, settings: Sequence[str] | None, resolution: int | None = None, width_mult: float | None = None
+) -> SearchSpace:
+    """The space that the options name. Raises :class:`ConfigError`."""
+    from latbench import load_space
+
+    return load_space(name, **space_params(settings, resolution, width_mult))
+
+
+def make_device(name: str, protocol: Sequence[str] | None = None) -> tuple[Device, Protocol]:
+    """The device that an option names, not opened yet, and its protocol with overrides. Raises :class:`ConfigError`."""
+    from latbench import load_device
+    from latbench.profile import parse_section
+    from latbench.protocol import Protocol
+
+    device = load_device(name)
+    overrides = parse_pairs(protocol, "--protocol")
+    changed = {**device.profile.protocol.model_dump(), **overrides}
+    return device, parse_section(Protocol, changed, "--protocol", "")
+
+
+def quoted_space(space: SearchSpace) -> str:
+    """The options that make this space again, for the commands that are printed."""
+    from latbench.card import space_options
+
+    return space_options(space.spec).strip()

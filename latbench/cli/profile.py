@@ -1,0 +1,100 @@
+"""``latbench profile``: run a campaign, or go on with the one that was interrupted."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latbench.cli import EXIT_INTERRUPTED
+from latbench.cli.console import bar, duration, note, percent, say, warn
+from latbench.cli.options import (
+    DEFAULT_STORE,
+    DeviceName,
+    ProtocolSettings,
+    Resolution,
+    Seed,
+    Settings,
+    SpaceName,
+    StoreUrl,
+    WidthMult,
+    make_device,
+    make_space,
+    quoted_space,
+)
+
+if TYPE_CHECKING:
+    from latbench.campaign import Campaign, CampaignResult, Progress
+
+
+class Level(StrEnum):
+    """Which Ops of a space are measured."""
+
+    block = "block"
+    unit = "unit"
+    both = "both"
+
+
+def profile(
+    space: SpaceName,
+    device: DeviceName = "local-cpu",
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    level: Annotated[Level, typer.Option("--level", help="Blocks, units (for `kernels`), or both.")] = Level.block,
+    networks: Annotated[int, typer.Option("--networks", min=0, help="Networks for calibration.")] = 20,
+    validation: Annotated[int, typer.Option("--validation", min=0, help="Held-out networks, measured twice.")] = 20,
+    store: StoreUrl = DEFAULT_STORE,
+    new: Annotated[bool, typer.Option("--new", help="Add evidence in a new campaign instead of resuming.")] = False,
+    seed: Seed = 0,
+    name: Annotated[str | None, typer.Option("--name", help="A name for the campaign.")] = None,
+    protocol: ProtocolSettings = None,
+) -> None:
+    """Measure the Ops and some networks of a space into the store; resumes the same campaign if it was interrupted."""
+    from latbench import Campaign
+    from latbench.plan import Plan
+
+    s = make_space(space, settings, resolution, width_mult)
+    dev, how = make_device(device, protocol)
+    with dev:
+        plan = Plan.for_space(
+            s, ops=level != Level.unit, units=None if level == Level.block else dev.units, calibration=networks,
+            validation=validation, seed=seed,
+        )  # fmt: skip
+        campaign = Campaign(dev, plan, store=store, protocol=how, seed=seed, name=name, space=s, new=new)
+        say(f"{len(plan.subjects)} subjects of {s.name} on {device} into {store}")
+        result = run_campaign(campaign)
+    print_result(result)
+    note(f"next: latbench fit table --device {device} {quoted_space(s)} --store {store}")
+
+
+def run_campaign(campaign: Campaign) -> CampaignResult:
+    """Run with a progress bar. Ctrl-C stops it, keeps what was measured, and says how to go on."""
+    with bar("preparing") as b:
+
+        def show(p: Progress) -> None:
+            title = {"prepare": "building artefacts", "done": "done"}.get(p.stage, f"round {p.round}: {p.subject[:36]}")
+            b.update(p.done, p.total, left_s=p.eta_s, title=title)
+
+        try:
+            return campaign.run(progress=show)
+        except KeyboardInterrupt:
+            note("stopped; everything measured so far is kept: run the same command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def print_result(result: CampaignResult) -> None:
+    """What a campaign did, in a few lines."""
+    counts = ", ".join(f"{n} {state}" for state, n in result.slots.items())
+    verb = "resumed and finished" if result.resumed else "finished"
+    say(f"campaign {result.name} {verb}: {counts}; {result.visits} Visits in {result.rounds} rounds", "bold")
+    busy = result.device_s / result.wall_s if result.wall_s > 0 else 0.0
+    say(f"{duration(result.wall_s)}, {percent(busy, 0)} of it on the device; Setting {result.setting.hash}")
+    if result.wide:
+        warn(f"{len(result.wide)} intervals are still wider than the target; --new adds evidence")
+    for what, failed in (("failed", result.failed), ("unsupported", result.unsupported)):
+        for label, failure in list(failed.items())[:10]:
+            warn(f"{what}: {label}: {failure.kind}: {failure.message}")
+        if len(failed) > 10:
+            warn(f"… and {len(failed) - 10} more {what}")

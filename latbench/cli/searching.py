@@ -1,0 +1,218 @@
+"""``latbench search`` and ``latbench validate``: find networks, and measure what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latbench.cli import EXIT_INTERRUPTED, lookup
+from latbench.cli.console import bar, count, ms, note, percent, say, span, table, warn
+from latbench.cli.options import (
+    DEFAULT_MODELS,
+    DEFAULT_STORE,
+    DeviceName,
+    ModelsFolder,
+    ProtocolSettings,
+    Resolution,
+    Seed,
+    Settings,
+    SpaceName,
+    StoreUrl,
+    WidthMult,
+    make_device,
+    make_space,
+    parse_pairs,
+)
+from latbench.cli.subjects import arch_text, parse_arch
+
+if TYPE_CHECKING:
+    from latbench.predictor import Predictor
+    from latbench.problem import AccuracyEvaluator, Candidate
+    from latbench.result import SearchResult
+    from latbench.search_driver import Progress
+    from latbench.space import SearchSpace
+    from latbench.validate import Validated
+
+DEFAULT_RUNS = "latbench-runs"
+
+RunPath = Annotated[Path, typer.Argument(metavar="RESULT", help="Folder or result.json that a search wrote.")]
+
+
+def search(
+    searcher: Annotated[str, typer.Argument(metavar="SEARCHER", help="random, moga, … or a plugin's.")],
+    space: SpaceName,
+    device: Annotated[list[str], typer.Option("--device", "-d", help="May be repeated: every one counts.")] = [  # noqa: B006
+        "local-cpu"
+    ],
+    settings: Settings = None,
+    resolution: Resolution = None,
+    width_mult: WidthMult = None,
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", help="error, latency_ms, -params, …; may be repeated.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="NAME=MOST", help="Hard limit, e.g. latency_ms=8.")
+    ] = None,
+    soft_limit: Annotated[
+        list[str] | None, typer.Option("--soft-limit", metavar="NAME=MOST", help="Counts among equals only.")
+    ] = None,
+    accuracy: Annotated[
+        str, typer.Option("--accuracy", help="digits (a short training), FILE.parquet:COLUMN, or none.")
+    ] = "digits",
+    accuracy_set: Annotated[
+        list[str] | None, typer.Option("--accuracy-set", metavar="KEY=VALUE", help="The evaluator's, e.g. epochs=4.")
+    ] = None,
+    budget: Annotated[int, typer.Option("--budget", min=1, help="Architectures to evaluate.")] = 100,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Evaluations at once.")] = 1,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the result.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start anew instead of going on with the same search.")] = False,
+    predictor: Annotated[str | None, typer.Option("--predictor", help="Only a table, only kernels, …")] = None,
+    path: Annotated[list[str] | None, typer.Option("--model", help="Saved predictor of each device, in order.")] = None,
+    models: ModelsFolder = Path(DEFAULT_MODELS),
+    option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="The searcher's.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Search a space for networks that are accurate and fast on a device; goes on where the same search stopped."""
+    import latbench as lb
+
+    s = make_space(space, settings, resolution, width_mult)
+    latency = _latency(device, path, models, s, predictor)
+    folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
+    with bar(searcher) as b:
+
+        def show(p: Progress) -> None:
+            b.update(p.done, p.budget, title=f"{searcher}: {_values(p.candidate)}")
+
+        try:
+            result = lb.search(
+                searcher, space=s, latency=latency, accuracy=evaluator(accuracy, s, accuracy_set),
+                objectives=objective or ["error", "latency_ms"], limits=_numbers(limit, "--limit"),
+                soft_limits=_numbers(soft_limit, "--soft-limit"), budget=budget, seed=seed, run=folder,
+                resume=not new, workers=workers, progress=show, **parse_pairs(option, "--option"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            note("stopped; every evaluation so far is kept: run the same command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_front(result)
+    say(f"saved {folder}", "bold")
+    note(f"next: latbench validate {folder} --device {device[0]}; then latbench report {folder}")
+
+
+def validate(
+    result: RunPath,
+    device: DeviceName = "local-cpu",
+    top: Annotated[int, typer.Option("--top", min=1, help="Networks, at equal distance along the front.")] = 5,
+    arch: Annotated[
+        list[str] | None, typer.Option("--arch", help="These instead, e.g. 3,0,11,…; may be repeated.")
+    ] = None,
+    store: StoreUrl = DEFAULT_STORE,
+    seed: Seed = 0,
+    protocol: ProtocolSettings = None,
+) -> None:
+    """Measure the found networks on the device, beside what was predicted; writes it into the result."""
+    from latbench.result import SearchResult
+    from latbench.validate import validate as measure_found
+
+    found = SearchResult.load(result)
+    archs = [parse_arch(found.problem.space, a) for a in arch] if arch else None
+    dev, how = make_device(device, protocol)
+    with dev, bar("validating") as b:
+        validated = measure_found(
+            found, dev, protocol=how, top=top, archs=archs, store=store, seed=seed,
+            progress=lambda p: b.update(p.done, p.total, left_s=p.eta_s),
+        )  # fmt: skip
+    found.save(result)
+    print_validated(validated)
+    say(f"saved {result}", "bold")
+
+
+def evaluator(name: str, space: SearchSpace, settings: list[str] | None) -> AccuracyEvaluator | None:
+    """The accuracy evaluator that an option names. Raises :class:`ConfigError`."""
+    from latbench.errors import ConfigError
+    from latbench.evaluators import DigitsEvaluator, TabularEvaluator
+
+    options = parse_pairs(settings, "--accuracy-set")
+    if name == "none":
+        return None
+    if name == "digits":
+        try:
+            return DigitsEvaluator(**options)
+        except TypeError as e:
+            raise ConfigError(f"--accuracy-set: {e}".replace("DigitsEvaluator.__init__()", "digits")) from None
+    path, _, column = name.rpartition(":")
+    if path.endswith(".parquet"):
+        return TabularEvaluator.from_parquet(path, space, column, **options)
+    raise ConfigError(f"--accuracy {name}: expected digits, FILE.parquet:COLUMN, or none")
+
+
+# -- printing -----------------------------------------------------------------------------------------------------
+
+
+def print_front(result: SearchResult) -> None:
+    """The Pareto set of a search."""
+    front = result.front
+    names = list(dict.fromkeys([o.name for o in result.problem.objectives] + ["error", "latency_ms", "params", "macs"]))
+    columns = [n for n in names if any(n in c.values for c in front)]
+    rows = [[arch_text(c.arch), *(_value(n, c.values.get(n)) for n in columns)] for c in front]
+    title = f"{len(front)} networks that none of {len(result.candidates)} beats"
+    table(("architecture", *columns), rows, title=title, numbers=columns)
+    for text in result.warnings:
+        warn(text)
+
+
+def print_validated(validated: list[Validated]) -> None:
+    """Predicted beside measured."""
+    rows = []
+    for v in sorted(validated, key=lambda v: v.predicted.value):
+        told = [arch_text(v.arch), ms(v.predicted.value), span(v.predicted.low, v.predicted.high)]
+        if v.measured is None:
+            rows.append([*told, "–", v.failure, "–", "–"])
+            continue
+        m = v.measured
+        seen = [ms(m.latency_ms), span(m.low_ms, m.high_ms), f"{v.ratio - 1:+.1%}", "yes" if v.covered else "no"]
+        rows.append([*told, *seen])
+        for limit in (name for name, kept in v.kept.items() if not kept):
+            warn(f"{arch_text(v.arch)} does not keep the limit on {limit} when it is measured")
+    columns = ("architecture", "predicted ms", "90 %", "measured ms", "95 %", "off by", "inside")
+    table(columns, rows, numbers=columns[1:6])
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _latency(
+    devices: list[str], paths: list[str] | None, root: Path, space: SearchSpace, predictor: str | None
+) -> Predictor | dict[str, Predictor]:
+    from latbench import load_predictor
+    from latbench.errors import ConfigError
+
+    if paths and len(paths) != len(devices):
+        raise ConfigError(f"--model is given {len(paths)} times for {len(devices)} devices")
+    models = [load_predictor(p) for p in paths or ()] or [lookup.find(root, d, space, predictor) for d in devices]
+    return models[0] if len(models) == 1 else dict(zip(devices, models, strict=True))
+
+
+def _numbers(pairs: list[str] | None, option: str) -> dict[str, float]:
+    from latbench.errors import ConfigError
+
+    out = parse_pairs(pairs, option)
+    for name, value in out.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{option} {name}={value}: expected a number")
+    return out
+
+
+def _values(c: Candidate) -> str:
+    return ", ".join(f"{n} {_value(n, v)}" for n, v in c.values.items() if n in ("error", "latency_ms"))
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name.startswith("latency"):
+        return ms(value)
+    if name == "error":
+        return percent(value)
+    return count(value) if abs(value) >= 1000 else f"{value:.4g}"
