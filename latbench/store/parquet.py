@@ -60,7 +60,7 @@ def export_parquet(db: Database, folder: Path) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, int] = {}
     with db.read() as c:
-        hashes = dict(c.execute(select(s.subjects.c.id, s.subjects.c.hash)).tuples().all())
+        hashes = {r.id: r.hash for r in c.execute(select(s.subjects.c.id, s.subjects.c.hash))}
         for table in TABLES:
             schema = _schema(table)
             partial = folder / f"{table.name}.parquet.part"
