@@ -83,13 +83,10 @@ def contention(args: argparse.Namespace) -> dict[str, Any]:
         if not others:
             raise SystemExit("one core is not enough: contention of memory bandwidth needs another one")
         for name, kind in runs:
-            found[name] = one_run(
-                lb.Campaign(device, plan, store=store, protocol=protocol, new=True), kind, core, others
-            )
-            spent = found[name].visits[-1].ended - found[name].visits[0].started
-            print(
-                f"{name}: {len(found[name].visits)} Visits in {spent:.0f} s; load {os.getloadavg()[0]:.2f}", flush=True
-            )
+            campaign = lb.Campaign(device, plan, store=store, protocol=protocol, new=True)
+            e = found[name] = one_run(campaign, store, kind, core, others)
+            spent, load = e.visits[-1].ended - e.visits[0].started, os.getloadavg()[0]
+            print(f"{name}: {len(e.visits)} Visits in {spent:.0f} s; load {load:.2f}", flush=True)
     return compare(found, args.statistic)
 
 
@@ -125,15 +122,8 @@ def compare(found: dict[str, Evidence], statistic: Any) -> dict[str, Any]:
                 pair = [rmspe([got[k] for k in use], [truth[q][k] for k in use]) for q in truth]
                 errors[way] = math.sqrt((pair[0] ** 2 + pair[1] ** 2) / 2)
             ratio = errors["corrected"] / noise
-            lines.append(
-                [
-                    name,
-                    group,
-                    *map(percent, errors.values()),
-                    f"{ratio:.2f} ×",
-                    f"≤ {limit} × {verdict(ratio <= limit)}",
-                ]
-            )
+            goal = f"≤ {limit} × {verdict(ratio <= limit)}"
+            lines.append([name, group, *map(percent, errors.values()), f"{ratio:.2f} ×", goal])
             out[f"{name}, {group}"] = {"noise": noise, "ratio": ratio, "limit": limit, **errors}
     table(f"Error under contention (RMSPE of {statistic} against the quiet runs)",
           ["run", "of", *ways, "to noise", "target"], lines)  # fmt: skip
