@@ -90,11 +90,23 @@ class RuntimeGraph:
                 continue
             if is_reorder and n.input[0] in self.alias:
                 self.alias[first] = self.alias[n.input[0]]
+            elif i not in stem and (found := self._by_inputs(n, claimed)):
+                self.alias[first] = found
+                claimed.add(found)
             elif i in stem:
                 self.alias[first] = stem[i]
                 if n.domain == NCHWC and (len(n.input) > 3 or any(a.name == "activation" for a in n.attribute)):
                     reads = {self.alias[t] for t in n.input if t in self.alias}
                     self.alias[first] = self._after_fusion(stem[i], reads, claimed)
+
+    def _by_inputs(self, n: onnx.NodeProto, claimed: set[str]) -> str | None:
+        """What a nameless node makes: the tensor that the network computes of the same tensors by the same operator."""
+        reads = tuple(self.alias.get(t, "") for t in n.input if t and t not in self.constants)
+        for c in self._readers(reads[0]) if reads else ():
+            same = c.op.kind.replace("_", "") == n.op_type.lower() or c.op.kind == "onnx"
+            if same and c.inputs == reads and c.outputs[0] not in claimed:
+                return c.outputs[0]
+        return None
 
     def _after_fusion(self, stem: str, reads: set[str], claimed: set[str]) -> str:
         """What a node named after ``stem`` really makes: additions and activations may be fused behind it."""
@@ -257,21 +269,33 @@ def _kind(kinds: Sequence[str]) -> str:
 
 
 def without_duplicates(net: Network) -> tuple[Network, dict[str, str]]:
-    """The network without nodes that compute again, without weights, what another has computed.
+    """The network without nodes that compute again what another has computed, with equal weights if it has any.
 
     Runtimes merge such nodes. The second value maps the tensors that are gone to those that stand for them.
     """
     merged: dict[str, str] = {}
-    seen: dict[tuple[str, tuple[str, ...]], Node] = {}
+    seen: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
     nodes: list[Node] = []
     for n in net.nodes:
         inputs = tuple(merged.get(t, t) for t in n.inputs)
-        first = seen.setdefault((n.op.key, inputs), n) if not n.op.param_shapes else n
-        if first is not n and not set(n.outputs) & set(net.outputs):
+        alike = seen.setdefault((n.op.key, inputs), [])
+        first = next((m for m in alike if _equal_weights(net, n, m)), None)
+        if first is not None and not set(n.outputs) & set(net.outputs):
             merged.update(zip(n.outputs, first.outputs, strict=True))
         else:
+            alike.append(n)
             nodes.append(Node(n.name, n.op, inputs, n.outputs) if inputs != n.inputs else n)
     return (net.replace(nodes=tuple(nodes)) if merged else net), merged
+
+
+def _equal_weights(net: Network, a: Node, b: Node) -> bool:
+    if not a.op.param_shapes:
+        return True
+    # Generated weights differ from node to node; those of a file may be one constant that several nodes read.
+    if net.source is None or net.weights is None or not (a.name in net.weights and b.name in net.weights):
+        return False
+    x, y = net.weights[a.name], net.weights[b.name]
+    return x.keys() == y.keys() and all(x[k].tobytes() == y[k].tobytes() for k in x)
 
 
 def onnx_type(spec: TensorSpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -53,6 +54,12 @@ def units_of(
     return units
 
 
+def units_name(net: Network) -> str:
+    """The name of the file that keeps a network's units. A file's length tells files of one structure apart."""
+    text = f"{net.key}:{len(net.source) if net.source else 0}"
+    return f"units-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
 def units_to_json(units: Sequence[Unit], net: Network) -> str:
     """Units as JSON that fits every network of the same key: nodes and tensors are given by number."""
     number = {n.name: i for i, n in enumerate(net.nodes)}
@@ -89,11 +96,9 @@ def plan(setting: Setting, net: Network) -> list[Unit]:
     Raises :class:`NotInstalledError` where this host's onnxruntime is missing or of another version, and
     :class:`ModelError` where it lays tensors out differently (another kind of CPU): ask an open device then.
     """
-    import hashlib
-
     o = setting.options
     target = {"plan": setting.runtime, "version": setting.runtime_version, **o}
-    path = artefact_folder(target) / f"units-{hashlib.sha256(net.key.encode()).hexdigest()[:32]}.json"
+    path = artefact_folder(target) / units_name(net)
     if not path.exists():
         write_atomically(path, units_to_json(_plan(setting, net), net).encode())
     return units_from_json(path.read_text("utf-8"), net)
@@ -102,7 +107,7 @@ def plan(setting: Setting, net: Network) -> list[Unit]:
 def _plan(setting: Setting, net: Network) -> list[Unit]:
     import onnx
 
-    from .onnxruntime import block_size, probe_model
+    from .onnx_artefacts import block_size, probe_model
 
     o, version = setting.options, setting.runtime_version
     try:

@@ -7,7 +7,6 @@ out of its context (:mod:`.onnx_context`), so that the kernel measured alone and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -19,19 +18,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from latbench.device import Check, Unit
-from latbench.errors import ConfigError, DeviceError, LatbenchError, ModelError, NotInstalledError, UnsupportedOpError
+from latbench.errors import ConfigError, DeviceError, ModelError, NotInstalledError, UnsupportedOpError
 from latbench.network import Network
-from latbench.op import Op, TensorSpec
+from latbench.op import Op
 from latbench.profile import Profile, parse_section
-from latbench.runner import HELLO_TIMEOUT_S, RunnerRuntime
-from latbench.runtime import Artefact, artefact_folder, write_atomically
+from latbench.runner import RunnerRuntime
+from latbench.runtime import Artefact, artefact_folder, prune, write_atomically
 from latbench.setting import Setting
 from latbench.transport import Transport
 from latbench.visit import Failure
 
-from .onnx_context import NotCleanError, Wrapped, cut_block, cut_unit, reorder_model, wrap
-from .onnx_graph import REORDERS, RuntimeGraph, node_names
-from .onnx_units import units_from_json, units_of, units_to_json
+from .machine_checks import machine_checks
+from .onnx_artefacts import Artefacts, block_size, probe_model
+from .onnx_units import units_from_json, units_name, units_of, units_to_json
 
 if TYPE_CHECKING:
     import onnx
@@ -69,8 +68,7 @@ class OnnxRuntime(RunnerRuntime):
         super().__init__(section, where, profile, transport)
         self.transport = transport
         self.options = parse_section(OnnxRuntimeOptions, dict(section), where, "runtime")
-        self._memory: dict[str, Artefact] = {}
-        self._units: dict[str, list[Unit]] = {}
+        self._units: dict[str, str] = {}
 
     # -- the runner ---------------------------------------------------------------------------------------------
 
@@ -91,7 +89,11 @@ class OnnxRuntime(RunnerRuntime):
         self.version = version
         self.affinity = self._affinity(self.hello["environment"]["affinity"])
         self.folder = artefact_folder(self._target())
+        prune(self.folder)
         self.block = self._block()
+        self._artefacts = Artefacts(
+            self.folder, self.block, self.options.opset, self.options.ir_version, self._optimise
+        )
 
     def _affinity(self, allowed: Sequence[int]) -> tuple[int, ...]:
         o = self.options
@@ -138,7 +140,7 @@ class OnnxRuntime(RunnerRuntime):
     def _block(self) -> int:
         cached = self.folder / "block.json"
         if not cached.exists():
-            (made,) = self._optimise([("block", probe_model(), self.options.graph_optimization)]).values()
+            (made,) = self._optimise([("block", probe_model())]).values()
             if isinstance(made, Failure):
                 raise DeviceError(f"{self.where}: onnxruntime cannot even run one convolution: {made.message}")
             write_atomically(cached, json.dumps(block_size(made)).encode())
@@ -148,99 +150,9 @@ class OnnxRuntime(RunnerRuntime):
 
     def artefacts(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
         """Key → artefact; what is missing is optimised on the device in one batch and cut here."""
-        made: dict[str, Artefact] = {}
-        missing: dict[str, Op | Network] = {}
-        for s in subjects:
-            name = file_name(s)
-            if (known := self._memory.get(name) or self._cached(name)) is None:
-                missing[name] = s
-            else:
-                self._memory[name] = made[s.key] = known
-        todo = list(missing.items())
-        for i in range(0, len(todo), 16):
-            batch = dict(todo[i : i + 16])
-            for name, artefact in self._build(batch).items():
-                self._memory[name] = made[batch[name].key] = artefact
-        return made
+        return self._artefacts.get(subjects)
 
-    def _cached(self, name: str) -> Artefact | None:
-        meta = self.folder / f"{name}.json"
-        try:
-            d = json.loads(meta.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        path = self.folder / f"{name}.onnx"
-        return Artefact(path, d["boundary"], d["run"], d["note"]) if path.exists() else None
-
-    def _store(self, name: str, model: bytes, boundary: Any, io: str, note: Mapping[str, Any]) -> Artefact:
-        write_atomically(self.folder / f"{name}.onnx", model)
-        run = {"level": "none", "io": io}
-        meta = {"boundary": boundary, "run": run, "note": dict(note)}
-        write_atomically(self.folder / f"{name}.json", json.dumps(meta).encode())
-        return Artefact(self.folder / f"{name}.onnx", boundary, run, note)
-
-    def _build(self, subjects: Mapping[str, Op | Network]) -> dict[str, Artefact]:
-        """Artefacts of one batch: first in context, what does not come out clean alone."""
-        level, made = self.options.graph_optimization, dict[str, Artefact]()
-        alone: dict[str, str] = {}
-        wrapped: dict[str, Wrapped] = {}
-        models: list[tuple[str, onnx.ModelProto | bytes, str]] = []
-        for name, s in subjects.items():
-            try:
-                if isinstance(s, Network):
-                    models.append((name, s.source or self._onnx(s), level))
-                elif s.kind in REORDERS.values() and s.level == "unit":
-                    model = reorder_model(s, self.options.ir_version, self.options.opset)
-                    made[name] = self._store(name, model, "in-context", "bound", {})
-                else:
-                    wrapped[name] = wrap(s)
-                    models.append((name, self._onnx(wrapped[name].net), level))
-            except LatbenchError as e:
-                made[name] = _no_artefact(e)
-        for name, result in self._optimise(models).items():
-            s = subjects[name]
-            if isinstance(result, Failure):
-                if isinstance(s, Network):
-                    made[name] = _no_artefact(result)
-                else:
-                    alone[name] = result.message
-            elif isinstance(s, Network):
-                made[name] = self._store(name, result.SerializeToString(), "whole", "feeds", {})
-            else:
-                original = {n.name: n.outputs[0] for n in wrapped[name].net.nodes}
-                graph = RuntimeGraph(result, wrapped[name].net, original, self.block)
-                try:
-                    model = (cut_unit(graph, s) if s.level == "unit" else None) or cut_block(graph, wrapped[name])
-                except ModelError as e:
-                    alone[name] = str(e)
-                else:
-                    made[name] = self._store(name, model, "in-context", "bound", {})
-        made.update(self._build_alone({n: subjects[n] for n in alone}, alone))
-        return made
-
-    def _build_alone(self, subjects: Mapping[str, Any], why: Mapping[str, str]) -> dict[str, Artefact]:
-        """Ops optimised without context, boundary "isolated", with the reason in their Visits' environment."""
-        made: dict[str, Artefact] = {}
-        models = []
-        for name, op in subjects.items():
-            try:
-                models.append((name, self._onnx(wrap(op, context=False).net), self.options.graph_optimization))
-            except LatbenchError as e:
-                made[name] = _no_artefact(e)
-        for name, result in self._optimise(models).items():
-            if isinstance(result, Failure):
-                made[name] = _no_artefact(result)
-            else:
-                note = {"isolated_because": why[name]}
-                made[name] = self._store(name, result.SerializeToString(), "isolated", "bound", note)
-        return made
-
-    def _onnx(self, net: Network) -> onnx.ModelProto:
-        return net.to_onnx(opset=self.options.opset, ir_version=self.options.ir_version)
-
-    def _optimise(
-        self, models: Sequence[tuple[str, onnx.ModelProto | bytes, str]]
-    ) -> dict[str, onnx.ModelProto | Failure]:
+    def _optimise(self, models: Sequence[tuple[str, onnx.ModelProto | bytes]]) -> dict[str, onnx.ModelProto | Failure]:
         """Optimise models on the device: name → the optimised model, or why there is none."""
         import onnx
 
@@ -249,14 +161,16 @@ class OnnxRuntime(RunnerRuntime):
             return out
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".build-") as tmp, self.conversation() as talk:
             commands = []
-            for i, (name, model, level) in enumerate(models):
+            for i, (name, model) in enumerate(models):
                 path = Path(tmp, f"{i}.onnx")
                 path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
                 there = str(path)
                 if not self.transport.same_host:
                     there = f"build-{i}.onnx"
                     self.transport.put(path, there)
-                commands.append({"id": name, "path": there, "out": f"{there}.out", "level": level})
+                commands.append(
+                    {"id": name, "path": there, "out": f"{there}.out", "level": self.options.graph_optimization}
+                )
             talk.send(cmd="optimize", options=self.runner_options() | {"affinity": []}, models=commands)
             by_id = {c["id"]: c for c in commands}
             while (e := talk.event(self.build_timeout_s, "it optimised models"))["event"] != "done":
@@ -277,15 +191,13 @@ class OnnxRuntime(RunnerRuntime):
 
     def units(self, net: Network) -> list[Unit]:
         """The runtime's nodes for a network, layout conversions included, in execution order."""
-        name = f"units-{hashlib.sha256(net.key.encode()).hexdigest()[:32]}"
+        name = units_name(net)
+        path = self.folder / name
         if name not in self._units:
-            path = self.folder / f"{name}.json"
             if not path.exists():
-                units = self._read_units(net)
-                write_atomically(path, units_to_json(units, net).encode())
-            self._units[name] = path  # type: ignore[assignment]
-            self._units[name] = units_from_json(path.read_text("utf-8"), net)
-        return self._units[name]
+                write_atomically(path, units_to_json(self._read_units(net), net).encode())
+            self._units[name] = path.read_text("utf-8")
+        return units_from_json(self._units[name], net)
 
     def _read_units(self, net: Network) -> list[Unit]:
         import onnx
@@ -293,10 +205,10 @@ class OnnxRuntime(RunnerRuntime):
         artefact = self.artefacts([net])[net.key]
         if artefact.path is None:
             raise _error(artefact)
-        return units_of(onnx.load_model(artefact.path), net, self.block, self._onnx, self._optimised)
+        return units_of(onnx.load_model(artefact.path), net, self.block, self._artefacts.to_onnx, self._optimised)
 
     def _optimised(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        result = self._optimise([("plan", model, self.options.graph_optimization)])["plan"]
+        result = self._optimise([("plan", model)])["plan"]
         if isinstance(result, Failure):
             raise ModelError(result.message)
         return result
@@ -325,53 +237,10 @@ class OnnxRuntime(RunnerRuntime):
 
     def checks(self) -> list[Check]:
         """Is this machine fit to measure?"""
-        from .machine_checks import machine_checks
-
-        with self.conversation() as talk:
-            talk.send(cmd="hello", options={"affinity": list(self.affinity)}, busy_s=0.5)
-            hello = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")
+        hello = self.say_hello(options={"affinity": list(self.affinity)}, busy_s=0.5)
         return machine_checks(hello, self.affinity)
-
-
-def file_name(subject: Op | Network) -> str:
-    """The name of a subject's artefact: of the very file or weights for a network that has them, else of its key."""
-    h = hashlib.sha256(subject.key.encode())
-    if isinstance(subject, Network):
-        if subject.source is not None:
-            h.update(subject.source)
-        for node, weights in sorted((subject.weights or {}).items()):
-            for name, array in sorted(weights.items()):
-                h.update(f"{node}.{name}{array.shape}{array.dtype}".encode() + array.tobytes())
-    return h.hexdigest()[:32]
-
-
-def probe_model() -> onnx.ModelProto:
-    """One small convolution; how it is laid out says how many channels a block has."""
-    spec = TensorSpec((1, 8, 4, 4))
-    op = Op.make(
-        "conv", [spec], out_channels=8, kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1), dilation=(1, 1), groups=1,
-        bias=False,
-    )  # fmt: skip
-    return op.expand().to_onnx(opset=17, ir_version=8)
-
-
-def block_size(probe: onnx.ModelProto) -> int:
-    """Channels in a block of the blocked layout, read off the probe's reordered weights; 0 if it stays unblocked."""
-    weights = {i.name: list(i.dims) for i in probe.graph.initializer}
-    for n in probe.graph.node:
-        if n.op_type == "Conv" and n.domain:
-            return int(weights[n.input[1]][0])
-    return 0
-
-
-def _no_artefact(e: LatbenchError | Failure) -> Artefact:
-    f = e if isinstance(e, Failure) else Failure(type(e).__name__, str(e))
-    return Artefact(None, failure=f, unsupported=f.kind == "UnsupportedOpError")
 
 
 def _error(a: Artefact) -> ModelError:
     message = a.failure.message if a.failure else ""
     return UnsupportedOpError("network", message) if a.unsupported else ModelError(message)
-
-
-__all__ = ["NotCleanError", "OnnxRuntime", "OnnxRuntimeOptions", "node_names"]

@@ -6,83 +6,33 @@ described in ``devices/runners/onnxruntime_runner.py``; any program that answers
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
 import secrets
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from latbench.control import control_ops, control_subject
 from latbench.device import Description, Job
-from latbench.errors import DeviceDiedError, DeviceTimeoutError, ProtocolError, TransportError
+from latbench.errors import ProtocolError
 from latbench.network import Network
 from latbench.op import Op
 from latbench.protocol import Protocol
+from latbench.runner_events import Conversation, VisitReader
 from latbench.runtime import Artefact, Runtime
-from latbench.transport import Stream, Transport
+from latbench.transport import Transport
 from latbench.visit import Failure, Role, Visit
 
-SCHEMA = 1
 #: Seconds to wait for a runner that only has to say who it is.
 HELLO_TIMEOUT_S = 120.0
-
-
-class Conversation:
-    """One running runner. Everything that it says is checked."""
-
-    def __init__(self, stream: Stream, where: str) -> None:
-        self._stream, self.where = stream, where
-        self._timeout_s = 0.0
-        self._lines: Iterator[str] = iter(())
-
-    def send(self, **command: Any) -> None:
-        """Send a command; a runner that has gone is noticed by :meth:`event`."""
-        try:
-            self._stream.send(json.dumps({"schema": SCHEMA, **command}, separators=(",", ":"), allow_nan=False))
-        except TransportError as e:
-            raise self.died(str(e)) from e
-
-    def event(self, timeout_s: float, doing: str) -> dict[str, Any]:
-        """The next event. Raises :class:`DeviceTimeoutError`, :class:`DeviceDiedError`, :class:`ProtocolError`."""
-        if timeout_s != self._timeout_s:
-            self._timeout_s, self._lines = timeout_s, self._stream.lines(timeout_s)
-        try:
-            line = next(self._lines, None)
-        except DeviceTimeoutError as e:
-            self._timeout_s = 0.0
-            tail = self._stream.close().stderr.strip()
-            raise DeviceTimeoutError(f"{e} while {doing}{_tail(tail)}") from None
-        if line is None:
-            raise self.died(f"while {doing}")
-        try:
-            event = json.loads(line, parse_constant=_refuse)
-        except (json.JSONDecodeError, RecursionError, ProtocolError) as e:
-            raise ProtocolError(f"{self.where}: not an event while {doing}: {line[:200]!r}: {e}") from None
-        if not isinstance(event, dict) or event.get("schema") != SCHEMA or not isinstance(event.get("event"), str):
-            raise ProtocolError(f"{self.where}: not an event of schema {SCHEMA} while {doing}: {line[:200]!r}")
-        if event["event"] == "error":
-            raise ProtocolError(f"{self.where}: the runner says, while {doing}: {event.get('message')}")
-        return event
-
-    def died(self, doing: str) -> DeviceDiedError:
-        """The error that says how the runner ended."""
-        end = self._stream.close()
-        how = f"was killed by signal {-end.code}" if end.code < 0 else f"ended with exit code {end.code}"
-        return DeviceDiedError(f"{self.where}: the runner {how} {doing}{_tail(end.stderr.strip())}")
-
-
-def _tail(text: str) -> str:
-    return f"\n  its last words: {text[-2000:]}" if text else ""
-
-
-def _refuse(name: str) -> None:
-    raise ProtocolError(f"{name} is not a measurement")
 
 
 class RunnerRuntime(Runtime):
@@ -97,7 +47,7 @@ class RunnerRuntime(Runtime):
 
     @abstractmethod
     def runner_argv(self) -> list[str]:
-        """The command that starts the runner on the device; called once it is there (see :meth:`send_runner`)."""
+        """The command that starts the runner on the device; its file is there by then."""
 
     @abstractmethod
     def runner_options(self) -> dict[str, Any]:
@@ -117,9 +67,19 @@ class RunnerRuntime(Runtime):
     def open(self) -> None:
         """Ask the runner who it is."""
         self.last_run, self._sent = {}, dict[Path, str]()
+        self.hello = self.say_hello()
+
+    def say_hello(self, **command: Any) -> dict[str, Any]:
+        """A fresh runner's answer to ``hello``. Raises :class:`DeviceError`."""
         with self.conversation() as talk:
-            talk.send(cmd="hello", options={})
-            self.hello = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")
+            talk.send(cmd="hello", **{"options": {}, **command})
+            hello = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")
+        env = hello.get("environment")
+        wanted = {"cpu": str, "cores": int, "affinity": list, "load": list, "memory_kib": dict, "schedstat": bool}
+        wrong = [n for n, kind in wanted.items() if not (isinstance(env, dict) and isinstance(env.get(n), kind))]
+        if wrong or not isinstance(hello.get("machine_hash"), str):
+            raise ProtocolError(f"{self.where}: the runner's hello lacks {', '.join(wrong) or 'machine_hash'}")
+        return hello
 
     @contextmanager
     def conversation(self) -> Iterator[Conversation]:
@@ -134,9 +94,6 @@ class RunnerRuntime(Runtime):
 
     def identity(self) -> str:
         """A name that stays with the machine: CPU, cores, and a hash of machine id, CPU and core count."""
-        import hashlib
-        import re
-
         env = self.hello["environment"]
         cpu = str(env["cpu"])
         slug = "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\(.*?\)|@.*|processor|cpu", " ", cpu.lower()))[:4])
@@ -145,9 +102,7 @@ class RunnerRuntime(Runtime):
 
     def describe(self) -> Description:
         """Who the machine is, and its environment as the runner sees it now."""
-        with self.conversation() as talk:
-            talk.send(cmd="hello", options={})
-            now = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")["environment"]
+        now = self.say_hello()["environment"]
         names = ("cpu", "cores", "machine", "kernel", "python", "caches_kib", "memory_kib")
         return Description(self.identity(), {n: now.get(n) for n in names}, now)
 
@@ -236,99 +191,11 @@ class RunnerRuntime(Runtime):
             talk.send(ack=reader.uid)
 
 
-class VisitReader:
-    """Turns ``visit`` events into Visits. ``uid`` is that of the last one."""
-
-    def __init__(self, run: str) -> None:
-        self.run, self.uid, self._count = run, "", 0
-        self._seen: set[str] = set()
-
-    def next_uid(self) -> str:
-        """The uid that the runner must have given to a visit that could not be read, so that it can be acknowledged."""
-        self._count += 1
-        self.uid = f"{self.run}-{self._count}"
-        return self.uid
-
-    def read(self, e: dict[str, Any], due: Mapping[str, Any] | None) -> Visit | None:
-        """The Visit, or None if its slot has been answered already. Raises :class:`ProtocolError`."""
-        if e["event"] != "visit":
-            raise ProtocolError(f"unexpected event {e['event']!r}")
-        uid, slot, role = e.get("uid"), e.get("slot"), e.get("role")
-        if not isinstance(uid, str) or not uid.startswith(f"{self.run}-") or not uid.rpartition("-")[2].isdigit():
-            raise ProtocolError(f"uid {uid!r} is not of run {self.run}")
-        if uid in self._seen:
-            raise ProtocolError(f"uid {uid!r} was used before")
-        # An unreadable line was answered under the number that it would have had: what comes late is dropped.
-        late = int(uid.rpartition("-")[2]) <= self._count
-        self._count = max(self._count, int(uid.rpartition("-")[2]) - 1)
-        if late:
-            self.uid = uid
-            return None
-        if role != "control" and (due is None or slot != due["slot"] or e.get("subject") != due["subject"]):
-            raise ProtocolError(f"a visit for slot {slot!r}, but {due['slot'] if due else 'none'!r} was due")
-        visit = _visit(e, self.run)
-        self._seen.add(uid)
-        self._count += 1
-        self.uid = uid
-        return visit
-
-
-def _visit(e: dict[str, Any], run: str) -> Visit:
-    failure, unsupported = _failure(e, "failure"), _failure(e, "unsupported")
-    samples = _times(e, "samples_ns", positive=True)
-    if failure is None and unsupported is None and not samples.size:
-        raise ProtocolError(f"no samples for {e.get('subject')}")
-    wait = _times(e, "wait_ns") if e.get("wait_ns") is not None else None
-    if wait is not None and (wait.shape != samples.shape or (wait > samples).any()):
-        raise ProtocolError(f"wait_ns does not fit samples_ns for {e.get('subject')}")
-    started, ended = e.get("started"), e.get("ended")
-    if not isinstance(started, (int, float)) or not isinstance(ended, (int, float)) or ended < started:
-        raise ProtocolError(f"started {started!r} and ended {ended!r} are no times")
-    load = e.get("load_ns", 0)
-    if type(load) is not int or load < 0 or not isinstance(e.get("subject"), str):
-        raise ProtocolError(f"load_ns {load!r} or subject {e.get('subject')!r} is wrong")
-    return Visit(
-        subject=e["subject"], role=e["role"], uid=e["uid"], started=float(started), ended=float(ended),
-        samples_ns=samples, wait_ns=wait, warmup_ns=_times(e, "warmup_ns", positive=True), load_ns=load,
-        environment=_mapping(e, "environment"), metrics=_mapping(e, "metrics"), run=run, slot=e["slot"],
-        failure=failure, unsupported=unsupported,
-    )  # fmt: skip
-
-
-def _times(e: dict[str, Any], name: str, positive: bool = False) -> npt.NDArray[np.int64]:
-    values = e.get(name) or []
-    if not isinstance(values, list) or not all(
-        type(v) is int and (1 if positive else 0) <= v < 1 << 62 for v in values
-    ):
-        raise ProtocolError(
-            f"{name} of {e.get('subject')} is not a list of {'positive' if positive else 'whole'} numbers"
-        )
-    return np.array(values, np.int64)
-
-
-def _mapping(e: dict[str, Any], name: str) -> dict[str, Any]:
-    value = e.get(name) or {}
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{name} of {e.get('subject')} is not an object")
-    return value
-
-
-def _failure(e: dict[str, Any], name: str) -> Failure | None:
-    f = e.get(name)
-    if f is None:
-        return None
-    if not isinstance(f, dict) or not isinstance(f.get("kind"), str) or not isinstance(f.get("message"), str):
-        raise ProtocolError(f"{name} of {e.get('subject')} says neither kind nor message")
-    return Failure(f["kind"], f["message"])
-
-
 def _role(subject: Op | Network) -> Role:
     return "network" if isinstance(subject, Network) else "op"
 
 
 def _failed(job: Mapping[str, Any], failure: Failure, run: str, uid: str) -> Visit:
-    import time
-
     now = time.time()
     return Visit(
         job["subject"], job["role"], uid, now, now, np.empty(0, np.int64), run=run, slot=job["slot"], failure=failure
@@ -337,16 +204,12 @@ def _failed(job: Mapping[str, Any], failure: Failure, run: str, uid: str) -> Vis
 
 def _never(job: Mapping[str, Any], a: Artefact, run: str) -> Visit:
     """The Visit of a subject that has no artefact."""
-    from dataclasses import replace
-
     failure = a.failure or Failure("ModelError", "no artefact")
     visit = _failed(job, failure, run, f"{run}-{job['slot']}")
     return replace(visit, failure=None, unsupported=failure) if a.unsupported else visit
 
 
 def _with(visit: Visit, a: Artefact) -> Visit:
-    from dataclasses import replace
-
     return replace(visit, boundary=a.boundary, environment={**visit.environment, **a.note})
 
 

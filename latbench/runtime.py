@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latbench.transport import Transport
 
 #: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
-ARTEFACT_VERSION = 1
+ARTEFACT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,25 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(data)
     part.replace(path)
+
+
+def prune(folder: Path, limit_bytes: int = 4 << 30) -> None:
+    """If a cache folder holds more than ``limit_bytes``, remove its oldest files until it holds three quarters of it."""
+    found = []
+    for f in folder.iterdir():
+        try:
+            if f.is_file():
+                found.append((f.stat().st_mtime, f.stat().st_size, f))
+        except FileNotFoundError:
+            continue  # another process has just removed it
+    total = sum(size for _, size, _ in found)
+    if total <= limit_bytes:
+        return
+    for _, size, f in sorted(found):
+        if total <= limit_bytes * 3 // 4:
+            return
+        f.unlink(missing_ok=True)
+        total -= size
 
 
 class Runtime(ABC):

@@ -1,0 +1,184 @@
+"""Artefacts for onnxruntime: what is optimised once, kept on disk, and loaded on the device as it is.
+
+:class:`Artefacts` keeps them in a folder, by the name of the subject, and builds what is missing in batches: a whole
+network is its optimised graph; an Op is cut out of its context (:mod:`.onnx_context`), and where that does not come out
+clean it is optimised alone, and the artefact says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latbench.errors import LatbenchError, ModelError
+from latbench.network import Network
+from latbench.op import Op, TensorSpec
+from latbench.runtime import Artefact, write_atomically
+from latbench.visit import Boundary, Failure
+
+from .onnx_context import Wrapped, cut_block, cut_unit, reorder_model, wrap
+from .onnx_graph import REORDERS, RuntimeGraph
+
+if TYPE_CHECKING:
+    import onnx
+
+    #: Optimises (name, model) pairs on the device: name → the optimised model, or why there is none.
+    Optimise = Callable[[Sequence[tuple[str, onnx.ModelProto | bytes]]], dict[str, onnx.ModelProto | Failure]]
+
+#: Models that are optimised in one go: few enough to keep in memory.
+BATCH = 16
+
+
+class Artefacts:
+    """Artefacts of one target in ``folder``. ``block`` is the block size of the device's blocked layout."""
+
+    def __init__(self, folder: Path, block: int, opset: int, ir_version: int, optimise: Optimise) -> None:
+        self.folder, self.block, self.opset, self.ir_version = folder, block, opset, ir_version
+        self._optimise = optimise
+        self._memory: dict[str, Artefact] = {}
+
+    def get(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
+        """Key → artefact; what is missing is optimised on the device in one batch and cut here."""
+        made: dict[str, Artefact] = {}
+        missing: dict[str, Op | Network] = {}
+        for s in subjects:
+            name = file_name(s)
+            if (known := self._memory.get(name) or self._cached(name)) is None:
+                missing[name] = s
+            else:
+                self._memory[name] = made[s.key] = known
+        todo = list(missing.items())
+        for i in range(0, len(todo), BATCH):
+            batch = dict(todo[i : i + BATCH])
+            for name, artefact in self._build(batch).items():
+                self._memory[name] = made[batch[name].key] = artefact
+        return made
+
+    def _cached(self, name: str) -> Artefact | None:
+        meta = self.folder / f"{name}.json"
+        try:
+            d = json.loads(meta.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        path = self.folder / f"{name}.onnx"
+        return Artefact(path, d["boundary"], d["run"], d["note"]) if path.exists() else None
+
+    def _store(self, name: str, model: bytes, boundary: Boundary, io: str, note: Mapping[str, Any]) -> Artefact:
+        write_atomically(self.folder / f"{name}.onnx", model)
+        run = {"level": "none", "io": io}
+        meta = {"boundary": boundary, "run": run, "note": dict(note)}
+        write_atomically(self.folder / f"{name}.json", json.dumps(meta).encode())
+        return Artefact(self.folder / f"{name}.onnx", boundary, run, note)
+
+    def _build(self, subjects: Mapping[str, Op | Network]) -> dict[str, Artefact]:
+        """Artefacts of one batch: first in context, what does not come out clean alone."""
+        made: dict[str, Artefact] = {}
+        alone: dict[str, str] = {}
+        wrapped: dict[str, Wrapped] = {}
+        models: list[tuple[str, onnx.ModelProto | bytes]] = []
+        for name, s in subjects.items():
+            try:
+                if isinstance(s, Network):
+                    models.append((name, s.source or self.to_onnx(s)))
+                elif s.kind in REORDERS.values() and s.level == "unit":
+                    model = reorder_model(s, self.ir_version, self.opset)
+                    made[name] = self._store(name, model, "in-context", "bound", {})
+                else:
+                    wrapped[name] = wrap(s)
+                    models.append((name, self.to_onnx(wrapped[name].net)))
+            except LatbenchError as e:
+                made[name] = no_artefact(e)
+        for name, result in self._optimise(models).items():
+            s = subjects[name]
+            if isinstance(result, Failure):
+                if isinstance(s, Network):
+                    made[name] = no_artefact(result)
+                else:
+                    alone[name] = result.message
+            elif isinstance(s, Network):
+                made[name] = self._store(name, result.SerializeToString(), "whole", "feeds", {})
+            else:
+                graph = self._graph(result, wrapped[name])
+                try:
+                    model = (cut_unit(graph, s) if s.level == "unit" else None) or cut_block(graph, wrapped[name])
+                except ModelError as e:
+                    alone[name] = str(e)
+                else:
+                    made[name] = self._store(name, model, "in-context", "bound", {})
+        made.update(self._build_alone({n: subjects[n] for n in alone}, alone))
+        return made
+
+    def _build_alone(self, subjects: Mapping[str, Any], why: Mapping[str, str]) -> dict[str, Artefact]:
+        """Ops optimised without context, boundary "isolated", with the reason in their Visits' environment."""
+        made: dict[str, Artefact] = {}
+        wrapped: dict[str, Wrapped] = {}
+        models = []
+        for name, op in subjects.items():
+            try:
+                wrapped[name] = wrap(op, context=False)
+                models.append((name, self.to_onnx(wrapped[name].net)))
+            except LatbenchError as e:
+                made[name] = no_artefact(e)
+        for name, result in self._optimise(models).items():
+            op = subjects[name]
+            if isinstance(result, Failure):
+                made[name] = no_artefact(result)
+            elif op.level == "unit" and (model := self._cut_unit(result, wrapped[name], op)):
+                made[name] = self._store(name, model, "in-context", "bound", {})
+            else:
+                note = {"isolated_because": why[name]}
+                made[name] = self._store(name, result.SerializeToString(), "isolated", "bound", note)
+        return made
+
+    def _cut_unit(self, model: onnx.ModelProto, w: Wrapped, op: Op) -> bytes | None:
+        try:
+            return cut_unit(self._graph(model, w), op)
+        except ModelError:
+            return None
+
+    def _graph(self, model: onnx.ModelProto, w: Wrapped) -> RuntimeGraph:
+        return RuntimeGraph(model, w.net, {n.name: n.outputs[0] for n in w.net.nodes}, self.block)
+
+    def to_onnx(self, net: Network) -> onnx.ModelProto:
+        """A network in the profile's operator set."""
+        return net.to_onnx(opset=self.opset, ir_version=self.ir_version)
+
+
+def file_name(subject: Op | Network) -> str:
+    """The name of a subject's artefact: of the very file or weights for a network that has them, else of its key."""
+    h = hashlib.sha256(subject.key.encode())
+    if isinstance(subject, Network):
+        if subject.source is not None:
+            h.update(subject.source)
+        for node, weights in sorted((subject.weights or {}).items()):
+            for name, array in sorted(weights.items()):
+                h.update(f"{node}.{name}{array.shape}{array.dtype}".encode() + array.tobytes())
+    return h.hexdigest()[:32]
+
+
+def probe_model() -> onnx.ModelProto:
+    """One small convolution; how it is laid out says how many channels a block has."""
+    spec = TensorSpec((1, 8, 4, 4))
+    op = Op.make(
+        "conv", [spec], out_channels=8, kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1), dilation=(1, 1), groups=1,
+        bias=False,
+    )  # fmt: skip
+    return op.expand().to_onnx(opset=17, ir_version=8)
+
+
+def block_size(probe: onnx.ModelProto) -> int:
+    """Channels in a block of the blocked layout, read off the probe's reordered weights; 0 if it stays unblocked."""
+    weights = {i.name: list(i.dims) for i in probe.graph.initializer}
+    for n in probe.graph.node:
+        if n.op_type == "Conv" and n.domain:
+            return int(weights[n.input[1]][0])
+    return 0
+
+
+def no_artefact(e: LatbenchError | Failure) -> Artefact:
+    """The artefact of a subject that has none, and why."""
+    f = e if isinstance(e, Failure) else Failure(type(e).__name__, str(e))
+    return Artefact(None, failure=f, unsupported=f.kind == "UnsupportedOpError")
