@@ -18,6 +18,7 @@ import argparse
 import math
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from common import data_file, finish, parser, percent, table, verdict
 from contention import Contention, Kind
 
 import latbench as lb
+from latbench.errors import DeviceBusyError
 from latbench.evidence import Evidence
 from latbench.plan import Plan, PlanItem
 from latbench.timeline import Floats, Regressor, TimeModel
@@ -33,6 +35,8 @@ from latbench.validation import rmspe
 
 #: Share of the measured core that is taken at the height: 1 / (1 − 0.23) = 1.3.
 CORE_SHARE = 0.23
+#: How long it waits for another campaign on this machine to end.
+BUSY_S = 120.0
 SPANS = (3.0, 5.0, 8.0, 15.0, 40.0)
 
 
@@ -91,14 +95,21 @@ def contention(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_run(campaign: lb.Campaign, store: lb.Store, kind: Kind | None, core: int, others: list[int]) -> Evidence:
-    """Run a campaign, contention following its progress."""
-    if kind is None:
-        result = campaign.run()
-    else:
-        height = CORE_SHARE if kind == "core" else 1.0
-        with Contention(kind, core if kind == "core" else others[-1]) as burner:
-            result = campaign.run(lambda p: burner.level(height * ramp(p.done / max(p.total, 1))))
-    return Evidence.from_store(store, result.setting, [result.id])
+    """Run a campaign, contention following its progress. Waits while another one measures this machine."""
+    height = CORE_SHARE if kind == "core" else 1.0
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            if kind is None:
+                result = campaign.run()
+            else:
+                with Contention(kind, core if kind == "core" else others[-1]) as burner:
+                    result = campaign.run(lambda p: burner.level(height * ramp(p.done / max(p.total, 1))))
+            return Evidence.from_store(store, result.setting, [result.id])
+        except DeviceBusyError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1.0)
 
 
 def compare(found: dict[str, Evidence], statistic: Any) -> dict[str, Any]:
