@@ -41,9 +41,26 @@ UNIT = Moments(0.0, 0.0, 1.0)
 def propagate(net: Network) -> dict[str, Moments]:
     """Moments of every tensor, inputs standard normal, weights those of :mod:`latbench.weights`."""
     known = dict.fromkeys(net.inputs, UNIT)
+    # What of a tensor's mean square comes from which independent source: sources are the network's inputs and the
+    # outputs of layers with weights. Sums of tensors with a common source (a pool beside a skip) add up in phase.
+    parts: dict[str, dict[str, float]] = {t: {t: 1.0} for t in net.inputs}
     for node in net.nodes:
-        after = _after(node.op, [known[t] for t in node.inputs])
-        known.update(dict.fromkeys(node.outputs, after))
+        given = [known[t] for t in node.inputs]
+        after = _after(node.op, given)
+        sources = [parts[t] for t in node.inputs]
+        if not sources or node.op.kind in ("conv", "conv_transpose", "linear", "matmul"):
+            mixed = {node.name: 1.0}
+        elif node.op.kind == "add" and len(sources) == 2:
+            x, y = sources
+            mixed = {r: (x.get(r, 0.0) ** 0.5 + y.get(r, 0.0) ** 0.5) ** 2 for r in x | y}
+            total = sum(mixed.values())
+            grown = total / max(sum(x.values()) + sum(y.values()), 1e-12)
+            after = Moments(after.mean, min(after.constant * grown, total), max(total, after.mean**2))
+        else:
+            mixed = {r: p / len(sources) for parts_ in sources for r, p in parts_.items()}
+        scale = after.square / max(sum(mixed.values()), 1e-12)
+        for t in node.outputs:
+            known[t], parts[t] = after, {r: p * scale for r, p in mixed.items()}
     return known
 
 
@@ -58,8 +75,15 @@ def _after(op: Op, given: Sequence[Moments]) -> Moments:
         v = max(x.variance, 1e-6)
         return Moments(0.0, max(x.constant - x.mean**2, 0.0) / v + 0.02, 1.03)
     if kind == "softmax":
+        # Of n normals: E p² = e^variance / n², at most all weight on one.
         n = op.inputs[0].shape[op["axis"]]
-        return Moments(1 / n, 2 / n**2, 2.7 / n**2)
+        square = min(float(np.exp(min(x.variance, 50.0))) / n**2, 1 / n)
+        return Moments(1 / n, (1 / n**2 + square) / 2, square)
+    if kind == "matmul":
+        n, y = op.inputs[0].shape[-1], given[1]
+        both = (x.mean * y.mean) ** 2
+        square = n * (x.square * y.square - both) + n * n * both
+        return Moments(n * x.mean * y.mean, square * min(1.0, y.constant / max(y.square, 1e-12)), square)
     if kind in FUNCTIONS:
         return _through(FUNCTIONS[kind](op), x)
     if kind in ("add", "sub", "mul", "div", "max", "min"):
@@ -93,12 +117,12 @@ def _binary(kind: str, x: Moments, y: Moments) -> Moments:
 
 
 def _pooled(op: Op, x: Moments) -> Moments:
-    # Neighbours are correlated; a pool over n positions is taken to average about sqrt(n) independent ones.
+    # Neighbours are correlated: a pool over n positions is taken to average about the cube root of n independent ones.
     if op.kind in ("reduce_mean", "reduce_sum"):
         n = prod(op.inputs[0].shape[i] for i in op["axes"])
     else:
         n = prod(op["kernel"]) if op.kind == "avg_pool" else prod(op.inputs[0].shape[2:])
-    level = x.constant + (x.square - x.constant) / max(n, 1) ** 0.5
+    level = x.constant + (x.square - x.constant) / max(n, 1) ** (1 / 3)
     if op.kind == "reduce_sum":
         return Moments(x.mean * n, x.constant * n * n, level * n * n)
     return Moments(x.mean, min(x.constant, level), level)
@@ -146,9 +170,14 @@ def _quadrature(n: int) -> tuple[Floats, Floats]:
 
 
 def _through(f: Callable[[Floats], Floats], x: Moments) -> Moments:
-    """Moments of f(u + v), u ~ N(mean, constant − mean²) the channel's level, v ~ N(0, the rest)."""
+    """Moments of f(s·(u + v)), u ~ N(mean, constant − mean²) the channel's level, v ~ N(0, the rest).
+
+    Channels differ in scale; s² is one half or three halves, equally often.
+    """
     (p, wp), (q, wq) = _quadrature(11), _quadrature(21)
     level = x.mean + max(x.constant - x.mean**2, 0.0) ** 0.5 * p
-    y = f(level[:, None] + max(x.square - x.constant, 0.0) ** 0.5 * q[None, :])
+    plain = level[:, None] + max(x.square - x.constant, 0.0) ** 0.5 * q[None, :]
+    y = f(np.concatenate([plain * 0.5**0.5, plain * 1.5**0.5]))
+    wp = np.concatenate([wp, wp]) / 2
     inner: Any = y @ wq
     return Moments(float(wp @ inner), float(wp @ inner**2), float(wp @ (y**2 @ wq)))

@@ -88,7 +88,10 @@ def _entropy(seed: int, *names: str) -> list[int]:
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any], std: float) -> Array:
-    draw = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+    return _without_denormals(rng.standard_normal(shape, dtype=np.float32) * np.float32(std), dtype)
+
+
+def _without_denormals(draw: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.itemsize >= 4:
         # A normal draw is a denormal of float32 once in 1e37.
         return draw.astype(dtype, copy=False)
@@ -110,11 +113,17 @@ def _weight(node: Node, name: str, shape: tuple[int, ...], rng: np.random.Genera
         return np.asarray(1 + spread * (2 * rng.random(shape) - 1)).astype(dtype)
 
     if op.kind in ("conv", "conv_transpose", "linear") and name == "weight":
-        fan_in = prod(shape[1:])
+        draw = rng.standard_normal(shape, dtype=np.float32)
         if op.kind == "conv_transpose":
             # Every output position is reached by kernel / stride positions of the input.
             fan_in = max(1, prod(op["kernel"]) * shape[0] // op["groups"] // prod(op["stride"]))
-        weight = _normal(rng, shape, dtype, 1 / sqrt(fan_in * max(given.square, 1e-6)))
+            draw /= np.float32(sqrt(fan_in))
+        else:
+            # Every filter gets the length that it has on average: short filters differ much, and deep networks
+            # of them would drift.
+            rows = draw.reshape(shape[0], -1)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        weight = _without_denormals(draw / np.float32(sqrt(max(given.square, 1e-6))), dtype)
         if op.density < 1:
             weight = np.where(rng.random(shape) < op.density, weight, 0).astype(dtype)
         return weight
