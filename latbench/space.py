@@ -229,15 +229,18 @@ class SearchSpace(ABC):
         index: dict[str, int] = {}
         table: list[list[list[int]]] = [[[] for _ in range(n)] for n in self.num_choices]
         fixed: list[int] = []
-        for c, arch in enumerate(self.covering_archs()):
+        seen: set[tuple[int, int]] = set()
+        for arch in self.covering_archs():
+            new = set(enumerate(arch)) - seen
             for block in self.network(arch).blocks:
                 k = index.setdefault(block.op.key, len(index))
                 if block.name.startswith("positions."):
                     i = int(block.name.split(".")[1])
-                    if arch[i] == c:
-                        table[i][c].append(k)
-                elif c == 0:
+                    if (i, arch[i]) in new:
+                        table[i][arch[i]].append(k)
+                elif not seen:
                     fixed.append(k)
+            seen |= new
         return list(index), table, fixed
 
     def cost_matrix(self, model: CostModel) -> tuple[npt.NDArray[np.float64], float]:
@@ -262,8 +265,8 @@ class SearchSpace(ABC):
         """
         a = self.validate_archs(archs)
         keys = [op.key for op in self.ops()]
-        counts = np.zeros((len(a), len(keys)), np.int64)
         if self.additive:
+            counts = np.zeros((len(a), len(keys)), np.int64)
             table_keys, table, fixed = self.op_table
             column = {k: j for j, k in enumerate(keys)}
             place = [column[k] for k in table_keys]
@@ -276,8 +279,8 @@ class SearchSpace(ABC):
                 counts += rows[a[:, i]]
             return keys, counts
         distinct, where = np.unique(a, axis=0, return_inverse=True)
-        rows = np.stack([self._usage_row(tuple(arch.tolist()), keys) for arch in distinct]) if len(a) else counts
-        return keys, rows[where.reshape(-1)] if len(a) else counts
+        built = [self._usage_row(tuple(arch.tolist()), keys) for arch in distinct]
+        return keys, np.array(built, np.int64).reshape(-1, len(keys))[where.reshape(-1)]
 
     def _usage_row(self, arch: Arch, keys: list[str]) -> npt.NDArray[np.int64]:
         row = self._usage_rows.get(arch)

@@ -52,7 +52,8 @@ class Supernet(nn.Module):  # type: ignore[misc]
 
         ``mix`` replaces positions: ``mix[i](modules, x)`` gets the modules of all choices of position ``i``, in order,
         and the position's input, and gives its output; where a position becomes several blocks it is called for each.
-        A mixed position is wired as if it had a block, whatever ``arch`` says there.
+        A mixed position is wired as if it had a block, whatever ``arch`` says there; so blocks behind it run even where
+        the mixer gives zeros.
         """
         a, mixers = self.space.validate(arch), mix or {}
         if mixers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latbench import load_space
+from latbench import Network, load_space
 from latbench.errors import ArchitectureError, ConfigError
 from latbench.op import Op
 from latbench.space import SearchSpace
 from latbench.spaces.params import make_divisible
 from latbench.testing.spaces import HashedCosts, SpaceConformance
 
-DATA = Path(os.environ.get("LATBENCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
-
 MOGA_A = (6, 10, 2, 3, 1, 3, 2, 10, 9, 10, 2, 2, 7, 7)
 #: Zero where a stage has fewer layers than cells.
 PROXYLESS_GPU = (2, 6, 6, 6, 4, 0, 6, 6, 5, 2, 6, 6, 3, 0, 2, 6, 5, 5, 5, 3, 5)
 GPU_WIDTHS = (40, 24, 32, 56, 112, 128, 256, 432, 1728)
 SMALL: dict[str, dict[str, Any]] = {
-    "mobilenetv3": {"resolution": 32, "width_mult": 0.25, "num_classes": 10},
-    "proxyless": {"resolution": 32, "width_mult": 0.25, "num_classes": 10},
+    "mobilenetv3": {"resolution": 32, "width_mult": 0.1, "num_classes": 10},
+    "proxyless": {"resolution": 32, "width_mult": 0.1, "num_classes": 10},
     "nasbench201": {"num_cells": 1, "channels": 8, "resolution": 16},
 }
 
@@ -147,8 +144,8 @@ def _pixel1_key(op: Op) -> str | None:
 class _Pixel1(HashedCosts):
     overhead_ms = 0.0
 
-    def __init__(self) -> None:
-        with open(DATA / "proxyless_pixel1_lut_ms.csv", newline="", encoding="utf-8") as f:
+    def __init__(self, data_dir: Path) -> None:
+        with open(data_dir / "proxyless_pixel1_lut_ms.csv", newline="", encoding="utf-8") as f:
             self.ms = {row["op_key"]: float(row["mean_ms"]) for row in csv.DictReader(f)}
 
     def op_cost(self, key: str) -> float:
@@ -157,10 +154,9 @@ class _Pixel1(HashedCosts):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no measured data in {DATA}")
-def test_the_pixel1_table_sums_to_its_golden_values() -> None:
+def test_the_pixel1_table_sums_to_its_golden_values(data_dir: Path) -> None:
     space = load_space("proxyless")
-    matrix, constant = space.cost_matrix(_Pixel1())
+    matrix, constant = space.cost_matrix(_Pixel1(data_dir))
     same = {c: constant + matrix[:, c].sum() for c in range(6)}
     shallow = constant + sum(0.0 if n == 7 else matrix[i, 0] for i, n in enumerate(space.num_choices))
     assert same[0] == pytest.approx(76.0481, abs=5e-5)
@@ -171,7 +167,6 @@ def test_the_pixel1_table_sums_to_its_golden_values() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no measured data in {DATA}")
 @pytest.mark.parametrize(
     ("name", "space", "arch"),
     [
@@ -179,10 +174,10 @@ def test_the_pixel1_table_sums_to_its_golden_values() -> None:
         ("proxyless_gpu", {"name": "proxyless", "widths": GPU_WIDTHS}, PROXYLESS_GPU),
     ],
 )
-def test_published_networks_equal_their_block_lists(name: str, space: dict[str, Any], arch: tuple[int, ...]) -> None:
-    from latbench import Network
-
-    lists = json.loads((DATA / "architectures.json").read_text(encoding="utf-8"))["block_lists"]
+def test_published_networks_equal_their_block_lists(
+    data_dir: Path, name: str, space: dict[str, Any], arch: tuple[int, ...]
+) -> None:
+    lists = json.loads((data_dir / "architectures.json").read_text(encoding="utf-8"))["block_lists"]
     net = load_space(**space).network(arch)
     assert net.key == Network.from_blocks(next(b for b in lists if b["name"] == name)).key
 

@@ -42,9 +42,9 @@ class HashedCosts:
         return np.array([self.op_cost(k) for k in keys])
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike) -> ArchEstimates:
-        """Sums over the Ops of each architecture's network, plus the overhead."""
+        """Sums over the Ops of each architecture's network, plus the overhead; NaN where one of them costs NaN."""
         keys, counts = space.usage(archs)
-        value = counts @ self.op_costs(keys) + self.overhead_ms
+        value = np.where(counts > 0, counts * self.op_costs(keys), 0.0).sum(axis=1) + self.overhead_ms
         return ArchEstimates(value, value, value, np.isfinite(value))
 
 
