@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latbench import pareto
-from latbench.errors import FileFormatError
+from latbench.errors import ConfigError, FileFormatError
 from latbench.problem import Candidate, Objective, Problem
-from latbench.visit import Interval
+from latbench.space import SearchSpace
 
 if TYPE_CHECKING:
     from latbench.validate import Validated
@@ -89,11 +89,11 @@ class SearchResult:
         return file
 
     @classmethod
-    def load(cls, path: str | Path) -> SearchResult:
+    def load(cls, path: str | Path, *, space: SearchSpace | None = None) -> SearchResult:
         """Read what :meth:`save` wrote, from its file or folder.
 
-        Raises :class:`FileFormatError` for a missing, truncated, changed or newer file, and what
-        :func:`latbench.load_space` raises for a space that is not installed.
+        ``space`` is needed for spaces that are not installed as plugins. Raises :class:`FileFormatError` for a missing,
+        truncated, changed or newer file, :class:`ConfigError` for a space that is not installed or not the result's.
         """
         from latbench.validate import Validated
 
@@ -102,7 +102,7 @@ class SearchResult:
         body = _read(file)
         try:
             return cls(
-                problem_from_json(body["problem"]),
+                problem_from_json(body["problem"], space),
                 [Candidate.from_json(c) for c in body["candidates"]],
                 dict(body["provenance"]),
                 list(body["warnings"]),
@@ -149,24 +149,24 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
     }
 
 
-def problem_from_json(d: Mapping[str, Any]) -> Problem:
-    """The inverse of :func:`problem_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+def problem_from_json(d: Mapping[str, Any], space: SearchSpace | None = None) -> Problem:
+    """The inverse of :func:`problem_to_json`. Raises KeyError, TypeError or ValueError for anything else.
+
+    Raises :class:`ConfigError` for a ``space`` that is not the problem's.
+    """
     from latbench.load import load_space
 
+    if space is not None and json.dumps(space.spec, sort_keys=True) != json.dumps(d["space"], sort_keys=True):
+        raise ConfigError(f"this result is of the space {d['space']}, not of {space.spec}")
     objectives = [Objective.parse(str(text)) for text, _ in d["objectives"]]
     weights = [float(w) for _, w in d["objectives"]]
     return Problem(
-        load_space(**d["space"]),
+        space or load_space(**d["space"]),
         tuple(Objective(o.name, o.maximise, w) for o, w in zip(objectives, weights, strict=True)),
         {str(n): float(v) for n, v in d["limits"].items()},
         {str(n): float(v) for n, v in d["soft_limits"].items()},
         limit_on=d["limit_on"],
     )
-
-
-def interval_to_json(x: Interval) -> list[float]:
-    """``[value, low, high]``."""
-    return [x.value, x.low, x.high]
 
 
 def write_atomically(file: Path, data: bytes) -> None:

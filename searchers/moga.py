@@ -48,11 +48,12 @@ class Moga(Searcher):
         crossover: float = 0.9,
         mutation_rate: float = 0.8,
         mutation: Mutation = "hierarchical",
-        max_tries: int = 5_000,
+        max_tries: int = 20_000,
     ) -> None:
         super().__init__(problem, seed=seed)
-        given = [o.weight for o in problem.objectives] if weights is None else [float(w) for w in weights]
-        if len(given) != len(problem.objectives) or min(given) < 0 or not sum(given) > 0:
+        given: list[Any] = [o.weight for o in problem.objectives] if weights is None else list(weights)
+        usable = len(given) == len(problem.objectives) and all(isinstance(w, int | float) and w >= 0 for w in given)
+        if not usable or not sum(given) > 0:
             names = ", ".join(map(str, problem.objectives))
             raise ConfigError(f"moga: weights {given}: need one each for {names}, none negative, not all zero")
         if population < 4:

@@ -24,7 +24,7 @@ class RandomSearch(Searcher):
     name = "random"
     batch = 32
 
-    def __init__(self, problem: Problem, *, seed: int = 0, max_tries: int = 5_000) -> None:
+    def __init__(self, problem: Problem, *, seed: int = 0, max_tries: int = 20_000) -> None:
         super().__init__(problem, seed=seed, max_tries=max_tries)
         self._unseen = Unseen(problem, seed, max_tries)
         self._seen: set[Arch] = set()

@@ -14,7 +14,7 @@ from latbench.space import Arch
 
 #: Spaces up to this size are walked in a random order; larger ones are sampled, where a repeat is unlikely.
 ENUMERABLE = 1 << 18
-_CHUNK = 256
+_CHUNK = 1024
 _DESCENT_STEPS = 100
 
 
@@ -26,12 +26,12 @@ def nth(problem: Problem, index: int) -> Arch:
 class Unseen:
     """Architectures in a random order without replacement, those that break a hard limit left out.
 
-    Uniform over what keeps the limits, by rejection. Where limits are so tight that ``max_tries`` draws in a large
-    space give too few, the rest are random ones moved downhill in violation until they keep the limits (not uniform,
-    but never an endless loop). The order depends on the seed and on the calls alone; who was ``seen`` the caller says.
+    Uniform over what keeps the limits, by rejection. Where limits are so tight that ``max_tries`` draws give too few,
+    the rest are random ones moved downhill in violation until they keep the limits (not uniform, but never an endless
+    loop). The order depends on the seed and on the calls alone; who was ``seen`` the caller says.
     """
 
-    def __init__(self, problem: Problem, seed: int, max_tries: int = 5_000) -> None:
+    def __init__(self, problem: Problem, seed: int, max_tries: int = 20_000) -> None:
         self.problem, self.max_tries = problem, max_tries
         self.rng = np.random.default_rng([seed, 0x5EED])
         self.order = self.rng.permutation(problem.space.size) if problem.space.size <= ENUMERABLE else None
@@ -44,9 +44,9 @@ class Unseen:
         Raises :class:`~latbench.errors.InfeasibleError` if nothing that it ever tried keeps the limits.
         """
         out: list[Arch] = []
-        tries = 0
+        tries, chunk = 0, max(4 * n, 16)
         while len(out) < n and tries < self.max_tries:
-            archs = self._next(min(max(4 * (n - len(out)), 16), _CHUNK))
+            archs = self._next(min(chunk, _CHUNK))
             if not archs:
                 break
             for used, (arch, v) in enumerate(zip(archs, self._violations(archs), strict=True), 1):
@@ -55,16 +55,13 @@ class Unseen:
                     if len(out) == n:
                         self._give_back(len(archs) - used)
                         break
-            tries += len(archs)
-        if len(out) < n and self.order is None:
-            for _ in range(2 * (n - len(out))):
-                found = self._descend()
-                if found is not None and found not in seen and found not in out:
-                    out.append(found)
-                if len(out) == n:
-                    break
+            tries, chunk = tries + len(archs), 2 * chunk
+        exhausted = self.order is not None and self.place >= len(self.order)
+        for _ in range(0 if exhausted else 2 * (n - len(out))):
+            if len(out) < n and (found := self._descend()) is not None and found not in seen and found not in out:
+                out.append(found)
         if not out and not self.found and self.closest is not None:
-            tried = "all were tried" if self.order is not None else f"{tries} random ones and descents from them"
+            tried = "all were tried" if exhausted else f"{tries} random ones and descents from others were tried"
             raise self.problem.infeasible(tried, self.closest[1])
         return out
 

@@ -1,0 +1,135 @@
+"""The built-in searchers pass the conformance suite, and do what their method says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from latbench import plugins
+from latbench.errors import ConfigError
+from latbench.problem import Candidate, Objective, Problem
+from latbench.testing.searchers import Make, SearcherConformance, ToyProblem, ToySpace
+
+Moga = plugins.load("searchers", "moga")
+RandomSearch = plugins.load("searchers", "random")
+
+
+class TestRandomConforms(SearcherConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda problem, seed: RandomSearch(problem, seed=seed)
+
+
+class TestMogaConforms(SearcherConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda problem, seed: Moga(problem, seed=seed, population=12)
+
+
+class TestMogaWithUniformMutationConforms(SearcherConformance):
+    @pytest.fixture
+    def make(self) -> Make:
+        return lambda problem, seed: Moga(problem, seed=seed, population=8, mutation="uniform", crossover=0.0)
+
+
+def test_random_search_is_uniform_over_what_keeps_the_limit() -> None:
+    toy = ToyProblem(3, 3, limit=3.0)
+    feasible = {
+        tuple(map(int, a))
+        for a in np.ndindex(3, 3, 3)
+        if toy.problem.cheap([a])["violation"][0] == 0
+    }  # fmt: skip
+    assert 5 < len(feasible) < 27
+    first = Counter(RandomSearch(toy.problem, seed=s).ask(1)[0] for s in range(40 * len(feasible)))
+    assert set(first) == feasible
+    # Chi-squared against uniform, far beyond its 99.99 % quantile for 26 degrees of freedom at most.
+    expected = sum(first.values()) / len(feasible)
+    assert sum((n - expected) ** 2 / expected for n in first.values()) < 65
+
+
+def test_random_search_in_a_large_space_finds_what_only_a_few_in_a_million_keep() -> None:
+    free = ToyProblem(16, 4)
+    least = free.costs.min(axis=1).sum()
+    toy = ToyProblem(16, 4, limit=float(least) * 1.15)
+    sample = free.problem.cheap(free.problem.space.sample_archs(20_000, 1))["latency_ms"]
+    assert (sample > least * 1.15).all()
+    found = RandomSearch(toy.problem, seed=0, max_tries=500).ask(5)
+    assert len(set(found)) == 5
+    assert (toy.problem.cheap(found)["violation"] == 0).all()
+
+
+def test_moga_beats_random_search() -> None:
+    toy = ToyProblem(10, 5)
+    volumes = {
+        cls.name: np.mean([toy.volume(toy.run(cls(toy.problem, seed=s), 200)) for s in range(5)])
+        for cls in (Moga, RandomSearch)
+    }
+    assert volumes["moga"] > 1.02 * volumes["random"]
+
+
+def test_moga_weighs_objectives_by_their_weights_unless_told_otherwise() -> None:
+    space = ToySpace()
+    problem = Problem(space, (Objective("error", weight=0.4), Objective("latency_ms", weight=0.2)))
+    assert Moga(problem).weights == [0.4, 0.2]
+    assert Moga(problem, weights=[1, 1]).weights == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": [1]}, {"weights": [-1, 2]}, {"population": 2}, {"mutation": "wild"}, {"crossover": 1.5}],
+)
+def test_moga_refuses_unusable_options(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="moga"):
+        Moga(ToyProblem().problem, **options)
+
+
+def test_hierarchical_mutation_changes_one_property_of_a_choice() -> None:
+    from latbench.searchers.moga import mutate_property
+
+    rng = np.random.default_rng(0)
+    factors = (3, 2, 2)
+    for choice in range(12):
+        before = np.unravel_index(choice, factors)
+        seen = {mutate_property(choice, 12, factors, rng) for _ in range(200)}
+        after = [np.unravel_index(c, factors) for c in seen]
+        assert all(sum(x != y for x, y in zip(before, a, strict=True)) == 1 for a in after)
+        # Two other kernels, one other expansion, one other squeeze-and-excitation: all of them turn up.
+        assert len(seen) == 4
+
+
+def test_hierarchical_mutation_reaches_and_leaves_a_zero_operation() -> None:
+    from latbench.searchers.moga import mutate_property
+
+    rng = np.random.default_rng(0)
+    assert {mutate_property(6, 7, (3, 2), rng) for _ in range(300)} == set(range(6))
+    assert 6 in {mutate_property(0, 7, (3, 2), rng) for _ in range(300)}
+    assert mutate_property(0, 1, (1,), rng) == 0
+
+
+def test_moga_prefers_what_keeps_the_limits_and_then_what_breaks_them_least() -> None:
+    from latbench.searchers.moga import survivors
+
+    points = np.array([[0.0, 0.0], [9.0, 9.0], [1.0, 1.0], [8.0, 8.0]])
+    assert survivors(points, [0.3, 0.0, 0.1, np.inf], 3).tolist() == [1, 2, 0]
+
+
+def test_moga_breaks_ties_by_soft_limits_before_crowding() -> None:
+    from latbench.searchers.moga import survivors
+
+    points = np.array([[0.0, 4.0], [1.0, 3.0], [2.0, 2.0], [4.0, 0.0]])
+    soft = [1.0, 0.0, 0.0, 1.0]
+    assert set(survivors(points, [0] * 4, 2, soft=soft).tolist()) == {1, 2}
+    assert set(survivors(points, [0] * 4, 2).tolist()) == {0, 3}
+
+
+def test_moga_lets_no_generation_pass_on_repeated_answers() -> None:
+    toy = ToyProblem()
+    searcher = Moga(toy.problem, population=4)
+    told: list[Candidate] = toy.answer(searcher.ask(3))
+    for _ in range(5):
+        searcher.tell(told)
+    assert searcher.generation == 0
+    searcher.tell(toy.answer(searcher.ask(1)))
+    assert searcher.generation == 1
