@@ -148,9 +148,9 @@ def write_folder(path: str | Path, card: Card, files: Mapping[str, bytes]) -> tu
 
 
 def npz(**arrays: npt.NDArray[Any]) -> bytes:
-    """Arrays as the bytes of an npz file. Object arrays, which would be pickled, are refused by numpy."""
+    """Arrays as the bytes of an npz file, the same for the same arrays. Numpy refuses those that it would pickle."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **dict(sorted(arrays.items())))
     return buffer.getvalue()
 
 

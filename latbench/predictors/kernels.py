@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from latbench.visit import ArchEstimates, Estimate, Interval, Part
 
 Floats = npt.NDArray[np.float64]
 
-#: Fewest measured Ops of a kind for a regressor of it.
+#: Fewest measured Ops of a kind for a regressor of its own; with fewer it is a multiple of the one of all kinds.
 MIN_OPS = 4
 #: Fewest measured units to build on units rather than on blocks.
 MIN_UNITS = 12
@@ -42,12 +42,17 @@ MIN_UNITS = 12
 ANY = "any"
 
 
+#: "estimated" by a cross-validated regressor of its kind, "weak" by one from too few Ops to cross-validate, "unknown"
+#: from its work alone because its kind was never measured.
+Origin: TypeAlias = Literal["measured", "estimated", "weak", "unknown"]
+
+
 @dataclass(frozen=True)
 class Cost:
     """Latency of one Op before calibration, in milliseconds, and where it comes from."""
 
     ms: float
-    origin: Literal["measured", "estimated", "unknown"]
+    origin: Origin
 
 
 class Kernels(Predictor):
@@ -101,8 +106,8 @@ class Kernels(Predictor):
         spread = _unknown_spread(list(entries.values()), data.card.device, fits, seed)
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in data.unsupported.items()}
         made = cls(
-            data.card, op_level, entries, {k: f.model for k, f in fits.items()}, {k: f.error for k, f in fits.items()},
-            Calibration(), {}, spread,
+            data.card, op_level, entries, {k: f.model for k, f in fits.items()},
+            {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread,
         )  # fmt: skip
         y, sums, estimated, groups, notes = made._sums(data, held_out)
         if len(y) < MIN_NETWORKS:
@@ -170,7 +175,7 @@ class Kernels(Predictor):
             if op.key not in merged:
                 merged[op.key] = (op, self._cost(op, layer, unknown), [])
             merged[op.key][2].append(nodes)
-        parts, shares = [], {"measured": 0.0, "estimated": 0.0, "unknown": 0.0}
+        parts, shares = [], dict.fromkeys(get_args(Origin), 0.0)
         for key, (op, cost, nodes_of) in merged.items():
             ms = self.calibration.op_scale(op) * cost.ms * len(nodes_of)
             shares[cost.origin] += ms
@@ -187,13 +192,12 @@ class Kernels(Predictor):
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of an (n, positions) integer array, from the costs of the space's blocks (see :meth:`op_costs`)."""
-        shares = {"measured": 0.0, "estimated": 0.0, "unknown": 0.0}
+        shares = dict.fromkeys(get_args(Origin), 0.0)
         for op in space.ops():
             for part, count in self._parts(op):
-                if (cost := self._known.get(part.key)) is not None:
+                if part.key in self._known or part.key not in self.entries:
+                    cost = self._cost(part)
                     shares[cost.origin] += cost.ms * count
-                elif part.key not in self.entries:
-                    shares["estimated"] += self._cost(part).ms * count
         return estimate_archs(self, space, archs, self._factors(level, shares), self._cache)
 
     def op_costs(self, keys: list[str]) -> Floats:
@@ -300,7 +304,8 @@ class Kernels(Predictor):
                 todo.setdefault(kind, {})[op.key] = op
         for kind, new in todo.items():
             logs = self.models[kind].predict(features(list(new.values()), _hardware(self.card.device)))
-            self._known |= {k: Cost(float(np.exp(v)), "estimated") for k, v in zip(new, logs, strict=True)}
+            origin: Origin = "estimated" if kind in self.errors else "weak"
+            self._known |= {k: Cost(float(np.exp(v)), origin) for k, v in zip(new, logs, strict=True)}
 
     def _cost(self, op: Op, layer: str = "", unknown: str = "error") -> Cost:
         if op.key not in self._known:
@@ -321,7 +326,7 @@ class Kernels(Predictor):
     def _factors(self, level: float, shares: Mapping[str, float]) -> tuple[float, float]:
         """Interval factors between those of measured and of estimated Ops, by their shares of the latency."""
         total = sum(shares.values()) or 1.0
-        extra = self._unknown_spread * shares["unknown"] / total
+        extra = self._unknown_spread * (shares["unknown"] + shares["weak"] / 2) / total
         measured = self._conformals["measured"].factors(level, extra=extra)
         estimated = self._conformals["estimated"].factors(level, extra=extra)
         q = 1 - shares["measured"] / total
@@ -345,16 +350,26 @@ def _fit_kinds(
     by_kind: dict[str, list[Entry]] = {}
     for e in entries:
         by_kind.setdefault(kernel_kind(e.op), []).append(e)
+    anything = _fit_any(entries, device, seed)
     fits: dict[str, KindFit] = {}
     held_out: dict[str, float] = {}
     for kind, own in by_kind.items():
         if len(own) < MIN_OPS:
+            fits[kind] = _scaled_any(own, anything.model, device)
             continue
         ms = np.array([e.latency_ms for e in own])
         fits[kind] = fit_kind(features([e.op for e in own], _hardware(device)), ms, seed)
         held_out |= {e.op.key: float(np.exp(v)) for e, v in zip(own, fits[kind].out_of_fold, strict=True)}
-    fits[ANY] = _fit_any(entries, device, seed)
+    fits[ANY] = anything
     return fits, held_out
+
+
+def _scaled_any(own: Sequence[Entry], anything: KindModel, device: Mapping[str, Any]) -> KindFit:
+    """For a kind with few Ops: the costs of all kinds, times the ratio that its own Ops show."""
+    logs = anything.predict(features([e.op for e in own], _hardware(device)))
+    ratio = float(np.exp(np.median(np.log([e.latency_ms for e in own]) - logs)))
+    model = KindModel("costs", "", {**anything.arrays, "costs": anything.arrays["costs"] * ratio})
+    return KindFit(model, logs, {})
 
 
 def _fit_any(entries: Sequence[Entry], device: Mapping[str, Any], seed: int) -> KindFit:
@@ -379,4 +394,6 @@ def _unknown_spread(
 
 def _describe(kind: str, fit: KindFit, entries: Mapping[str, Entry]) -> dict[str, Any]:
     n = sum(1 for e in entries.values() if e.supported and (kind == ANY or kernel_kind(e.op) == kind))
+    if not fit.tried:
+        return {"ops": n, "form": "costs of all kinds, scaled", "cv_error": None, "tried": {}}
     return {"ops": n, "form": fit.model.form, "cv_error": fit.error, "tried": dict(fit.tried)}

@@ -21,10 +21,10 @@ from latbench.predictors.features import MONOTONE, NAMES
 Floats = npt.NDArray[np.float64]
 
 FOLDS = 5
-#: A more complex model must lower the cross-validated error by this share.
-MIN_GAIN = 0.03
-#: Fewest Ops for a residual model.
-MIN_RESIDUAL = 16
+#: A more complex model must lower the cross-validated error by this share, and by this much.
+MIN_GAIN, MIN_DROP = 0.03, 0.002
+#: Fewest Ops for a residual model, and for trees.
+MIN_RESIDUAL, MIN_TREES = 12, 24
 _COSTS = ("log_macs", "log_weight_bytes", "log_input_bytes", "log_output_bytes")
 
 
@@ -32,14 +32,19 @@ _COSTS = ("log_macs", "log_weight_bytes", "log_input_bytes", "log_output_bytes")
 class KindModel:
     """A fitted regressor. ``base`` is "costs" or "log-linear", ``residual`` "", "gp", "xgb" or "xgb monotone".
 
-    ``arrays`` and ``booster`` (an XGBoost model in UBJ form) hold all that was fitted.
+    ``arrays`` and ``booster`` (an XGBoost model in UBJ form) hold all that was fitted. Raises
+    :class:`FileFormatError` if ``booster`` is none.
     """
 
     base: str
     residual: str
     arrays: Mapping[str, Floats]
     booster: bytes = b""
-    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _trees: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.residual.startswith("xgb"):
+            object.__setattr__(self, "_trees", _load_trees(self.booster))
 
     @property
     def form(self) -> str:
@@ -53,21 +58,9 @@ class KindModel:
         if self.residual == "gp":
             return np.asarray(y + _kernel(_scaled(x, a), a["gp_x"], float(a["gp_length"])) @ a["gp_alpha"])
         if self.residual:
-            trees = self._booster().inplace_predict(x, validate_features=False)
+            trees = self._trees.inplace_predict(x, validate_features=False)
             return np.asarray(trees if self.residual == "xgb monotone" else y + trees, np.float64)
         return y
-
-    def _booster(self) -> Any:
-        if "booster" not in self._loaded:
-            import xgboost
-
-            booster = xgboost.Booster({"nthread": 1})
-            try:
-                booster.load_model(bytearray(self.booster))
-            except xgboost.core.XGBoostError as e:
-                raise FileFormatError(f"not an XGBoost model in UBJ form: {e}") from e
-            self._loaded["booster"] = booster
-        return self._loaded["booster"]
 
 
 @dataclass(frozen=True)
@@ -108,11 +101,12 @@ def fit_kind(x: Floats, ms: Floats, seed: int = 0, *, simple: bool = False) -> K
 
     base = min(("costs",) if simple else ("costs", "log-linear"), key=lambda b: score(b, ""))
     best, chosen = tried[base], ""
-    if n >= MIN_RESIDUAL and not simple:
-        for residual in ("gp", "xgb", "xgb monotone"):
-            error = score(base, residual)
-            if error < (1 - MIN_GAIN) * best:
-                best, chosen = error, residual
+    candidates = ["gp"] * (n >= MIN_RESIDUAL) + ["xgb", "xgb monotone"] * (n >= MIN_TREES)
+    # What is left over of a simple form that is as good as the measurements is noise.
+    for residual in candidates if not simple and best > MIN_DROP else []:
+        error = score(base, residual)
+        if error < min((1 - MIN_GAIN) * best, best - MIN_DROP):
+            best, chosen = error, residual
     model = _fit(x, y, base, chosen, seed)
     return KindFit(model, held[model.form], tried)
 
@@ -218,10 +212,21 @@ def _fit_trees(x: Floats, y: Floats, residual: str, seed: int) -> bytes:
     import xgboost
 
     params: dict[str, Any] = {
-        "max_depth": 4, "eta": 0.06, "subsample": 0.8, "colsample_bytree": 0.8, "min_child_weight": 2, "lambda": 1.0,
+        "max_depth": 4, "eta": 0.1, "subsample": 0.8, "colsample_bytree": 0.8, "min_child_weight": 2, "lambda": 1.0,
         "nthread": 1, "seed": seed, "verbosity": 0, "base_score": float(y.mean()),
     }  # fmt: skip
     if "monotone" in residual:
         params["monotone_constraints"] = "(" + ",".join(str(int(n in MONOTONE)) for n in NAMES) + ")"
-    booster = xgboost.train(params, xgboost.DMatrix(x, y, nthread=1), num_boost_round=200)
+    booster = xgboost.train(params, xgboost.DMatrix(x, y, nthread=1), num_boost_round=120)
     return bytes(booster.save_raw("ubj"))
+
+
+def _load_trees(data: bytes) -> Any:
+    import xgboost
+
+    booster = xgboost.Booster({"nthread": 1})
+    try:
+        booster.load_model(bytearray(data))
+    except xgboost.core.XGBoostError as e:
+        raise FileFormatError(f"not an XGBoost model in UBJ form: {str(e).splitlines()[0]}") from e
+    return booster

@@ -88,6 +88,10 @@ def _small_world() -> tuple[AdditiveWorld, FitData]:
     return world, world.data()
 
 
+#: Predictors by class and data; the data are kept so that their id stays theirs.
+_FITTED: dict[tuple[type[Predictor], int], tuple[FitData, Predictor]] = {}
+
+
 class PredictorConformance:
     """What the rest of latbench takes for granted of a predictor."""
 
@@ -111,8 +115,11 @@ class PredictorConformance:
 
     @pytest.fixture
     def model(self, cls: type[Predictor], data: FitData) -> Predictor:
-        """The fitted predictor."""
-        return cls.fit(data)
+        """The fitted predictor, the same for all tests: none may change it."""
+        key = (cls, id(data))
+        if key not in _FITTED:
+            _FITTED[key] = (data, cls.fit(data))
+        return _FITTED[key][1]
 
     @pytest.fixture
     def archs(self, world: AdditiveWorld) -> Any:

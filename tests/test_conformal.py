@@ -1,0 +1,93 @@
+"""Conformal intervals: the finite-sample quantile in closed form, and coverage by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latbench.conformal import Conformal
+from latbench.errors import ConfigError, NotEnoughDataError
+from latbench.predictors.additive import calibrate
+
+
+def fixed(residuals):
+    """Fits that do not move when a network is left out: then only the residuals speak."""
+    return Conformal(np.asarray(residuals, float), np.ones((len(residuals), len(residuals))))
+
+
+def test_the_quantile_is_the_finite_sample_one():
+    # n = 19 and level 0.9: the ceil(0.9 × 20) = 18th smallest residual.
+    low, high = fixed(np.arange(1, 20) / 100).factors(0.9)
+    assert (low, high) == pytest.approx((0.82, 1.18))
+
+
+def test_too_few_networks_for_the_level_use_the_largest_residual_and_say_so():
+    c = fixed([0.01, 0.03, 0.02])
+    assert not c.enough(0.9)
+    assert c.factors(0.9) == pytest.approx((0.97, 1.03))
+    assert "too few" in c.describe(0.9)["note"]
+    assert c.enough(0.5)
+    assert c.describe(0.5)["note"] == ""
+
+
+def test_fits_that_move_widen_the_interval():
+    still = fixed([0.01] * 9)
+    moving = Conformal(still.residuals, np.linspace(0.95, 1.05, 9)[:, None] * np.ones((9, 9)))
+    assert moving.factors(0.9)[0] < still.factors(0.9)[0]
+    assert moving.factors(0.9)[1] > still.factors(0.9)[1]
+
+
+def test_extra_uncertainty_adds_like_independent_errors():
+    low, high = fixed([0.03] * 20).factors(0.9, extra=0.04)
+    assert (low, high) == pytest.approx((0.95, 1.05))
+
+
+@given(
+    residuals=st.lists(st.floats(0, 2), min_size=1, max_size=40),
+    levels=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)),
+)
+def test_intervals_hold_the_estimate_and_grow_with_the_level(residuals, levels):
+    c = fixed(residuals)
+    (low_a, high_a), (low_b, high_b) = (c.factors(v) for v in sorted(levels))
+    assert 0 < low_b <= low_a <= 1 <= high_a <= high_b
+
+
+@pytest.mark.parametrize("level", [0, 1, 90, -0.1])
+def test_a_level_outside_0_to_1_is_refused(level):
+    with pytest.raises(ConfigError, match="level"):
+        fixed([0.1]).factors(level)
+
+
+def test_no_networks_are_refused():
+    with pytest.raises(NotEnoughDataError):
+        Conformal.from_fits([], np.empty((0, 0)), [])
+
+
+def test_arrays_bring_it_back():
+    c = Conformal(np.array([0.1, 0.2]), np.array([[1.0, 0.9], [1.1, 1.0]]))
+    back = Conformal.from_arrays(c.to_arrays("x"), "x")
+    assert back.factors(0.8) == c.factors(0.8)
+
+
+@pytest.mark.parametrize(("networks", "level"), [(9, 0.9), (20, 0.9), (30, 0.8)])
+def test_new_networks_fall_inside_as_often_as_the_level_says(networks, level):
+    inside = []
+    for repeat in range(80):
+        rng = np.random.default_rng(repeat)
+
+        def draw(n, rng=rng):
+            sums = rng.uniform(8, 14, n)
+            # Heavy tails: nothing is assumed of the errors.
+            return sums[:, None], (0.3 + 1.05 * sums) * (1 + 0.01 * rng.standard_t(3, n))
+
+        x, y = draw(networks)
+        fitted = calibrate(x, y)
+        low, high = fitted.conformal.factors(level)
+        new_x, new_y = draw(200)
+        mid = fitted.calibration.overhead_ms + fitted.calibration.scale * new_x[:, 0]
+        inside.append(np.mean((mid * low <= new_y) & (new_y <= mid * high)))
+    mean, error = np.mean(inside), np.std(inside) / np.sqrt(len(inside))
+    # A quantile of n residuals covers between level and level + 1 / (n + 1).
+    assert level - 3 * error <= mean <= level + 1 / (networks + 1) + 3 * error

@@ -1,0 +1,225 @@
+"""Kernels: regressors per kind find the law behind the times, and say when they do not know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import pytest
+
+from latbench.device import Unit
+from latbench.errors import ConfigError, FileFormatError, UnknownOpError
+from latbench.load import load_predictor, load_space
+from latbench.network import NetworkBuilder
+from latbench.op import Op, TensorSpec
+from latbench.predictors import kernels as kernels_module
+from latbench.predictors import plans
+from latbench.predictors.features import NAMES, features, kernel_kind, roofline_ms
+from latbench.predictors.kernels import Kernels
+from latbench.predictors.regressors import fit_kind
+from latbench.testing.predictors import AdditiveWorld, PredictorConformance
+
+
+class TestKernelsConforms(PredictorConformance):
+    @pytest.fixture
+    def cls(self):
+        return Kernels
+
+
+def conv(channels, out, size, kernel=1, groups=1, stride=1):
+    return Op.make(
+        "conv", [TensorSpec((1, channels, size, size))], out_channels=out, kernel=(kernel, kernel),
+        stride=(stride, stride), pads=(kernel // 2,) * 4, groups=groups,
+    )  # fmt: skip
+
+
+def random_convs(n, seed, kernel=1):
+    rng = np.random.default_rng(seed)
+    sizes = [(int(c), int(o), int(s)) for c, o, s in rng.integers((8, 8, 4), (256, 256, 57), (n, 3))]
+    return [conv(c, o, s, kernel) for c, o, s in sizes]
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_kinds_follow_what_kernels_do():
+    assert kernel_kind(conv(32, 32, 8, 3, groups=32)) == "conv depthwise"
+    assert kernel_kind(conv(32, 64, 8)) == "conv pointwise"
+    assert kernel_kind(conv(32, 64, 8, 3)) == "conv dense"
+    assert kernel_kind(conv(32, 64, 8, 3, groups=4)) == "conv grouped"
+    assert kernel_kind(conv(32, 64, 1)) == "conv vector"
+    assert kernel_kind(Op.make("global_avg_pool", [TensorSpec((1, 8, 4, 4))])) == "global_avg_pool"
+
+
+def test_features_are_those_of_the_shape():
+    x = dict(zip(NAMES, features([conv(16, 32, 10, 3, stride=2)])[0], strict=True))
+    assert np.exp(x["log_macs"]) == pytest.approx(5 * 5 * 32 * 16 * 9)
+    assert np.exp(x["log_in_channels"]) == pytest.approx(16)
+    assert np.exp(x["log_output_bytes"]) == pytest.approx(32 * 25 * 4)
+    assert x["stride"] == 2
+
+
+def test_the_roofline_is_the_slower_of_compute_and_memory():
+    op = conv(64, 64, 10)
+    compute, memory = 2 * op.macs / 1e9, (op.activation_bytes + op.weight_bytes) / 1e7
+    assert roofline_ms(op, 1.0, None) == pytest.approx(compute * 1e3)
+    assert roofline_ms(op, 1.0, 0.01) == pytest.approx(max(compute, memory) * 1e3)
+    assert roofline_ms(op, None, None) == 0
+
+
+# -- regressors -------------------------------------------------------------------------------------------------------
+
+
+def test_costs_per_mac_and_byte_are_found_and_extrapolate():
+    ops = random_convs(30, 0)
+    ms = np.array([0.02 + op.macs / 4e6 + op.weight_bytes / 1e7 for op in ops])
+    fit = fit_kind(features(ops), ms)
+    assert fit.model.form == "costs"
+    big = conv(512, 512, 112)
+    truth = 0.02 + big.macs / 4e6 + big.weight_bytes / 1e7
+    assert np.exp(fit.model.predict(features([big]))[0]) == pytest.approx(truth, rel=0.01)
+
+
+def test_a_power_law_is_found():
+    ops = random_convs(30, 1)
+    ms = np.array([1e-6 * op.macs**0.7 * op.inputs[0].shape[1] ** 0.2 for op in ops])
+    fit = fit_kind(features(ops), ms)
+    assert fit.model.base == "log-linear"
+    assert fit.error < 0.01
+
+
+def test_a_smooth_bend_that_simple_forms_miss_is_learnt_by_a_residual_model():
+    ops = random_convs(120, 2)
+    ms = np.array([op.macs / 4e6 * (1 + 0.5 * np.sin(1.5 * np.log(op.inputs[0].shape[1]))) for op in ops])
+    fit = fit_kind(features(ops), ms)
+    assert fit.model.residual
+    assert fit.error < 0.6 * min(fit.tried["costs"], fit.tried["log-linear"])
+
+
+def test_steps_are_learnt_by_trees():
+    ops = random_convs(150, 3)
+    ms = np.array([0.1 * 2.0 ** (prod(op.outputs[0].shape) > 60_000) * 1.5 ** (op["out_channels"] > 100) for op in ops])
+    fit = fit_kind(features(ops), ms)
+    assert fit.model.residual.startswith("xgb")
+
+
+def test_monotone_trees_never_fall_with_work(monkeypatch):
+    from latbench.predictors import regressors
+
+    ops = random_convs(60, 4)
+    ms = np.array([op.macs / 4e6 for op in ops]) * np.exp(np.random.default_rng(0).normal(0, 0.3, 60))
+    x = features(ops)
+    model = regressors._fit(x, np.log(ms), "costs", "xgb monotone", 0)
+    grid = np.repeat(x[:1], 50, axis=0)
+    grid[:, NAMES.index("log_macs")] = np.linspace(x[:, 0].min(), x[:, 0].max(), 50)
+    assert (np.diff(model.predict(grid)) >= -1e-6).all()
+
+
+def test_out_of_fold_predictions_come_from_fits_that_did_not_see_them():
+    ops = random_convs(20, 5)
+    ms = np.array([op.macs / 4e6 for op in ops])
+    ms[3] *= 5
+    held_out = np.exp(fit_kind(features(ops), ms).out_of_fold[3])
+    assert held_out == pytest.approx(ms[3] / 5, rel=0.5)
+
+
+# -- networks split into units ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unit_world(monkeypatch):
+    """A runtime without fusion: every primitive is a unit, and its time is a law of its work."""
+
+    def one_each(setting, net):
+        return [Unit(Op.unit(n.op.kind, n.op.inputs, _alone(n.op)), (n.name,), n.outputs, n.name) for n in net.nodes]
+
+    monkeypatch.setattr(plans, "units", one_each)
+    monkeypatch.setattr(kernels_module.plans, "units", one_each)
+    world = AdditiveWorld(load_space("mobilenetv3", resolution=32, width_mult=0.35, num_classes=10))
+    world.network_ms = lambda net: (
+        world.overhead_ms + world.scale * sum(world.op_ms(u.op) for u in one_each(world.setting, net))
+    )
+    data = world.data()
+    units = {u.op.key: u.op for a in world.space.covering_archs() for u in one_each(None, world.space.network(a))}
+    return world, replace(data, ops={k: world.measure(k, world.op_ms(op)) for k, op in units.items()})
+
+
+def _alone(op):
+    from latbench.op import Step
+
+    return [Step(op, tuple(-i for i in range(1, len(op.inputs) + 1)))]
+
+
+def test_measured_units_are_used_and_unseen_shapes_are_estimated(unit_world):
+    world, data = unit_world
+    model = Kernels.fit(data)
+    assert model.op_level == "unit"
+    net = world.space.network(world.space.sample(seed=3))
+    known = model.predict(net)
+    assert {p.origin for p in known.breakdown} == {"measured", "overhead"}
+    assert known.latency_ms == pytest.approx(world.network_ms(net), rel=0.02)
+    other = load_space("mobilenetv3", resolution=48, width_mult=0.35, num_classes=10)
+    new = other.network(other.sample(seed=3))
+    estimate = model.predict(new)
+    assert "estimated" in {p.origin for p in estimate.breakdown}
+    assert estimate.latency_ms == pytest.approx(world.network_ms(new), rel=0.1)
+
+
+def test_a_unit_of_unknown_kind_is_an_error_or_a_flagged_estimate_with_a_wider_interval(unit_world):
+    model = Kernels.fit(unit_world[1])
+
+    def net(extra):
+        b = NetworkBuilder("odd")
+        x = b.conv(b.input((1, 3, 32, 32)), 16, 3, 2)
+        return b.build(b.op("conv_transpose", x, out_channels=8, kernel=(2, 2), stride=(2, 2)) if extra else x)
+
+    with pytest.raises(UnknownOpError, match="conv_transpose"):
+        model.predict(net(True))
+    flagged, plain = model.predict(net(True), unknown="estimate"), model.predict(net(False))
+    assert "conv_transpose" in flagged.warnings[0]
+    assert flagged.latency_ms > plain.latency_ms > 0
+    widths = [(e.high_ms - e.low_ms) / e.latency_ms for e in (flagged, plain)]
+    assert widths[0] > widths[1]
+    with pytest.raises(ConfigError, match="unknown"):
+        model.predict(net(True), unknown="zero")
+
+
+def test_a_space_is_answered_from_the_units_of_its_blocks(unit_world):
+    world, data = unit_world
+    model = Kernels.fit(data)
+    archs = world.space.sample_archs(5, seed=7)
+    many = model.predict_archs(world.space, archs)
+    one = [model.predict(world.space.network(a)).latency_ms for a in archs.tolist()]
+    np.testing.assert_allclose(many.value, one, rtol=1e-9)
+
+
+def test_the_card_tells_what_was_tried_for_each_kind(unit_world, tmp_path):
+    model = Kernels.fit(unit_world[1])
+    card = json.loads((model.save(tmp_path / "m") / "card.json").read_text())
+    depthwise = card["model"]["kinds"]["conv depthwise"]
+    assert depthwise["form"] in depthwise["tried"]
+    assert depthwise["cv_error"] == min(depthwise["tried"].values()) or "xgb" not in depthwise["form"]
+
+
+def test_an_xgboost_file_that_is_none_is_refused(unit_world, tmp_path):
+    import hashlib
+
+    model = Kernels.fit(unit_world[1])
+    kind = next(iter(model.models))
+    from latbench.predictors.regressors import _fit
+
+    ops = random_convs(40, 0)
+    trees = _fit(features(ops), np.log([op.macs / 1e6 for op in ops]), "costs", "xgb", 0)
+    model.models[kind] = trees
+    folder = model.save(tmp_path / "m")
+    file = next(folder.glob("*.ubj"))
+    file.write_bytes(b"{L\x00\x00")
+    from latbench.card import Card
+
+    card = Card.loads((folder / "card.json").read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "card.json").write_text(card.replace(files={**card.files, file.name: digest}).dumps())
+    with pytest.raises(FileFormatError, match="UBJ"):
+        load_predictor(folder)
