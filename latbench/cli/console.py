@@ -108,19 +108,29 @@ class Bar:
     """A progress bar that is drawn only when :meth:`update` is called."""
 
     def __init__(self, progress: Progress, title: str) -> None:
-        self._progress = progress
+        self._progress, self._title, self._told = progress, title, 0
         self._task = progress.add_task(title, total=None, left="")
 
     def update(self, done: float, total: float, *, left_s: float | None = None, title: str | None = None) -> None:
         """Show ``done`` of ``total``, and the time left where it is known."""
         left = "" if left_s is None or not isfinite(left_s) else f"{duration(left_s)} left"
+        if self._progress.disable:
+            self._tell(done, total, left)
+            return
         self._progress.update(self._task, completed=done, total=total, left=left, description=title)
         self._progress.refresh()
+
+    def _tell(self, done: float, total: float, left: str) -> None:
+        """Where there is no terminal: one line every fifth of the way."""
+        fifth = int(5 * done / total) if total else 0
+        if fifth > self._told:
+            self._told = fifth
+            note(f"{self._title}: {done:g} of {total:g}{', ' if left else ''}{left}")
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Bar]:
-    """A progress bar on standard error; nothing is drawn where that is no terminal."""
+    """A progress bar on standard error; a line now and then where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns: list[Any] = [

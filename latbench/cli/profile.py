@@ -71,7 +71,7 @@ def profile(
 
 def run_campaign(campaign: Campaign) -> CampaignResult:
     """Run with a progress bar. Ctrl-C stops it, keeps what was measured, and says how to go on."""
-    with bar("preparing") as b:
+    with bar("measuring") as b:
 
         def show(p: Progress) -> None:
             title = {"prepare": "building artefacts", "done": "done"}.get(p.stage, f"round {p.round}: {p.subject[:36]}")

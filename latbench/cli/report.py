@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,9 +105,15 @@ def models_for(
         if s.card.setting.hash == setting.hash and (space is None or dict(s.card.space or space.spec) == space.spec)
     ]
     fitting.sort(key=lambda s: s.card.to_json()["checksum"] not in used)
-    chosen = {s.card.predictor: s.path for s in reversed(fitting)}
-    ordered = sorted(chosen.items(), key=lambda kv: [s.path for s in fitting].index(kv[1]))
-    return [(load_predictor(path), path) for _, path in ordered]
+    chosen: dict[str, lookup.Saved] = {}
+    for s in fitting:
+        chosen.setdefault(s.card.predictor, s)
+    ordered = sorted(chosen.values(), key=lambda s: (s.card.to_json()["checksum"] not in used, _rmspe(s)))
+    return [(load_predictor(s.path), s.path) for s in ordered]
+
+
+def _rmspe(s: lookup.Saved) -> float:
+    return float(s.card.validation["score"]["rmspe"]) if s.card.validation else inf
 
 
 def device_of(result: SearchResult | None) -> str | None:

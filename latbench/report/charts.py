@@ -69,8 +69,15 @@ def drift_chart(drift: DriftReport) -> Figure:
             "line": {"color": colours[curve.kind], "width": 2},
             "hovertemplate": f"{curve.kind} drift<br>%{{x:.2f}} min<br>%{{y:+.2f}} %<extra></extra>",
         })  # fmt: skip
-    y = _axis("slower than reference, %", ticksuffix=" %", zeroline=True, zerolinecolor=MUTED)
-    return _figure(data, _axis("minutes since the campaign began"), y, 340)
+    # Single Visits that met another program would squeeze everything else into a line; they stay reachable by zoom.
+    shown = sorted(v for trace in data for v in trace["y"])
+    low, high = (shown[int(q * (len(shown) - 1))] for q in (0.03, 0.97)) if shown else (0.0, 0.0)
+    pad = 0.15 * (high - low) + 0.5
+    y = _axis("slower than reference, %", ticksuffix=" %", zeroline=True, range=[low - pad, high + pad])
+    beyond = sum(v < low - pad or v > high + pad for v in shown)
+    note = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "top", "showarrow": False}
+    notes = [{**note, "text": f"{beyond} Visits lie outside this view"}] if beyond else []
+    return _figure(data, _axis("minutes of measuring, pauses left out"), y, 340, annotations=notes)
 
 
 def cost_matrix_chart(matrix: Sequence[Sequence[float]], choices: Sequence[str]) -> Figure:
@@ -98,13 +105,20 @@ def op_cost_chart(ops: Sequence[OpCost]) -> Figure:
         data.append({
             "type": "scatter", "mode": "markers", "name": kind, "x": [max(o.macs, least / 2) / 1e6 for o in mine],
             "y": [o.latency.value for o in mine], "error_y": _error_bars([o.latency for o in mine], colour),
-            "marker": {"color": colour, "size": 7, "line": {"width": 1, "color": "var(--surface)"}},
-            "text": [o.label for o in mine], "customdata": [[o.latency.low, o.latency.high, o.visits] for o in mine],
+            "marker": {
+                "color": colour, "size": 7, "line": {"width": 1, "color": "var(--surface)"},
+                "symbol": ["circle" if o.level == "block" else "diamond" for o in mine],
+            },
+            "text": [f"{o.label} ({o.level})" for o in mine],
+            "customdata": [[o.latency.low, o.latency.high, o.visits] for o in mine],
             "hovertemplate": "%{text}<br>%{x:.3f} M multiply-accumulates<br>%{y:.4f} ms (%{customdata[0]:.4f} – "
             "%{customdata[1]:.4f})<br>%{customdata[2]} Visits<extra></extra>",
         })  # fmt: skip
     log = {"type": "log", "minor": {"ticks": ""}, "dtick": 1}
-    x, y = _axis("multiply-accumulates, millions", **log), _axis("milliseconds", type="log", dtick="D2")
+    x, y = (
+        _axis("multiply-accumulates, millions (left edge: none)", **log),
+        _axis("milliseconds", type="log", dtick="D2"),
+    )
     return _figure(data, x, y, 400, showlegend=len(data) > 1)
 
 
@@ -158,9 +172,10 @@ def error_chart(models: Sequence[ModelReport]) -> Figure:
             "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -f, "y1": f, "fillcolor": BAND,
             "line": {"width": 0}, "layer": "below",
         })  # fmt: skip
-        text = f"noise floor ± {f:.2g} %"
+        text = f"grey band: noise floor, ± {f:.2g} %"
         notes.append({
-            "xref": "paper", "x": 1, "y": f, "text": text, "showarrow": False, "xanchor": "right", "yanchor": "bottom",
+            "xref": "paper", "yref": "paper", "x": 1, "y": 1, "text": text, "showarrow": False, "xanchor": "right",
+            "yanchor": "top",
         })  # fmt: skip
     y = _axis("predicted − measured, %", ticksuffix=" %")
     return _figure(data, _axis("measured, ms"), y, 380, shapes=shapes, annotations=notes)

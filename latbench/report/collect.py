@@ -8,6 +8,7 @@ from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from latbench.device import Check
 from latbench.errors import ArchitectureError, NotAdditiveError, UnknownOpError, UnsupportedOpError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Random architectures that say how fast the family is.
 SAMPLE = 5000
+#: Longer times without a Visit are pauses, and shortened to this.
+_PAUSE_S = 5.0
 #: Control Visits and Ops are averaged over this many neighbours for the line "removed".
 _WINDOW = 40
 
@@ -125,8 +128,7 @@ def _drift(evidence: Evidence, statistic: Any) -> DriftReport | None:
         return None
     drift = evidence.drift(statistic)
     raw, slow = evidence.values(statistic, drift=False), np.exp(drift.log_slowdown)
-    started = np.array([v.started for v in evidence.visits])
-    seconds = started - started.min()
+    seconds = _busy_seconds(np.array([v.started for v in evidence.visits]))
     control = np.array([v.role == "control" for v in evidence.visits])
     subjects = np.array([v.subject for v in evidence.visits])
     controls = []
@@ -147,8 +149,18 @@ def _drift(evidence: Evidence, statistic: Any) -> DriftReport | None:
     residual = [v for v in drift.residual_percent.values() if isfinite(v)]
     return DriftReport(
         controls, curves, drift.span_percent / 100, float(np.median(residual)) / 100 if residual else nan,
-        [*drift.warnings, f"model: {drift.model}; reference state: {drift.reference}"],
+        drift.warnings, f"{drift.model}; reference state: {drift.reference}",
     )  # fmt: skip
+
+
+def _busy_seconds(started: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Seconds since the first Visit, pauses between campaigns left out."""
+    order = np.argsort(started)
+    steps = np.diff(started[order], prepend=started[order[0]])
+    steps[steps > _PAUSE_S] = _PAUSE_S
+    out = np.empty(len(started))
+    out[order] = np.cumsum(steps)
+    return out
 
 
 def _ops(evidence: Evidence, statistic: Any) -> list[OpCost]:

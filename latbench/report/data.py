@@ -36,7 +36,7 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class Control:
-    """The Visits of one control op: seconds since the campaign began, and time relative to its reference state."""
+    """The Visits of one control op: seconds of measuring, pauses left out, and time relative to its reference state."""
 
     kind: str
     label: str
@@ -46,7 +46,7 @@ class Control:
 
 @dataclass(frozen=True)
 class DriftCurve:
-    """The drift that was removed from one kind of Op: seconds since the campaign began, multiplicative factor."""
+    """The drift that was removed: seconds of measuring, pauses left out, and multiplicative factor."""
 
     kind: str
     seconds: Sequence[float]
@@ -62,6 +62,8 @@ class DriftReport:
     span: float
     residual: float
     warnings: Sequence[str] = ()
+    #: How it was removed, in words.
+    model: str = ""
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,7 @@ def search(r: Report, draw: Draw) -> str:
         parts += ["<h3>Their blocks</h3>", _LEGEND]
         for f in s.found:
             svg = diagram(f.network, f.block_ms, f.choices, f.name)
-            facts = " · ".join(f"{k} {v:.4g}" if abs(v) < 1e4 else f"{k} {v:,.0f}" for k, v in f.values.items())
-            title = f"<p><b>{escape(f.name)}</b> {escape(facts)}</p>"
+            title = f"<p><b>{escape(f.name)}</b> {escape(words.values(f.values))}</p>"
             parts.append(f'<div class="network">{title}<div class="scroll">{svg}</div></div>')
     return section(parts)
 
@@ -120,9 +119,9 @@ def trust(r: Report, draw: Draw) -> str:
             draw(charts.error_chart(shown), "Errors"),
         )
         parts.append(f'<div class="two">{one}{two}</div>')
-    rows: list[tuple[str, ...]] = []
-    for m in r.models:
-        rows += _score_rows(m)
+    # Baselines and the noise floor belong to the networks, not to a model: once is enough where they agree.
+    rows = list(dict.fromkeys(row for m in r.models for row in _score_rows(m)))
+    rows.sort(key=lambda row: (row[0].startswith("noise floor"), row[0].startswith("baseline")))
     columns = ("model", "networks", "RMSPE", "MAPE", "within ±5 %", "within ±10 %", "Spearman", "worst", "in interval")
     if rows:
         parts.append(f'<div class="scroll">{table(columns, rows, numbers=range(1, 9))}</div>')
@@ -157,7 +156,8 @@ def costs(r: Report, draw: Draw) -> str:
     if len(r.ops):
         parts.append(
             '<p class="why">Every Op that was measured, against its multiply-accumulates. Ops on one vertical cost '
-            "differently for the same arithmetic: that is why counting multiply-accumulates predicts latency badly.</p>"
+            "differently for the same arithmetic: that is why counting multiply-accumulates predicts latency badly. "
+            "Circles are blocks, diamonds units: what the runtime really runs in one go.</p>"
         )
         parts.append(draw(charts.op_cost_chart(r.ops), "Cost of every Op"))
         top = sorted(r.ops, key=lambda o: -o.latency.value)[:12]
@@ -180,7 +180,7 @@ def drift(r: Report, draw: Draw) -> str:
     why = (
         "Control ops of several kinds were measured again and again among all the others. The machine's speed moved by "
         f"{words.percent(d.span)} during the campaign; that was removed from every number, and "
-        f"{words.percent(d.residual)} of scatter is left."
+        f"{words.percent(d.residual)} of scatter is left." + (f" Corrected by {d.model}." if d.model else "")
     )
     chart = draw(charts.drift_chart(d), "Drift of the control ops") if d.controls else ""
     return section(["<h2>Drift and noise</h2>", f'<p class="why">{escape(why)}</p>', chart, notices(d.warnings)])

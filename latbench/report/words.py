@@ -34,7 +34,7 @@ def headline(report: Report) -> list[str]:
     if report.range_ms is not None:
         low, middle, high = report.range_ms
         out.append(
-            f"On {report.device}, {report.family} takes {ms(low)} to {ms(high)} for nine networks in ten; "
+            f"On {machine(report)}, nine in ten networks of {report.family} take {ms(low)} to {ms(high)}; "
             f"half of them are faster than {ms(middle)}."
         )
     model = best_model(report)
@@ -82,17 +82,34 @@ def _best(report: Report) -> list[str]:
 
 
 def family(spec: Mapping[str, Any]) -> str:
-    """A space in a few words, e.g. ``mobilenetv3 at 64 × 64, width 0.35, 10 classes``."""
+    """A space in a few words, e.g. ``mobilenetv3 (64 × 64, width 0.35, 10 classes)``."""
     if not spec:
         return "these networks"
     r, parts = spec.get("resolution"), []
     if r is not None:
-        parts.append(f"at {r} × {r}")
+        parts.append(f"{r} × {r}")
     if spec.get("width_mult", 1.0) != 1.0:
         parts.append(f"width {spec['width_mult']:g}")
     if "num_classes" in spec:
         parts.append(f"{spec['num_classes']} classes")
     if spec.get("batch", 1) != 1:
         parts.append(f"batch {spec['batch']}")
-    first, *rest = parts or [""]
-    return ", ".join([f"{spec['name']} {first}".strip(), *rest])
+    return str(spec["name"]) + (f" ({', '.join(parts)})" if parts else "")
+
+
+def machine(report: Report) -> str:
+    """The device in a few words: its profile, processor and threads."""
+    cpu = [str(report.facts["cpu"])] if report.facts.get("cpu") else []
+    threads = f"{report.setting.threads} thread{'s' * (report.setting.threads != 1)}"
+    return f"{report.device} ({', '.join([*cpu, threads])})"
+
+
+def values(v: Mapping[str, float]) -> str:
+    """What a candidate is, for people: error, latency, parameters, multiply-accumulates."""
+    parts = []
+    if "error" in v:
+        parts.append(f"error {percent(v['error'])}")
+    parts += [f"{ms(x)} predicted" for n, x in v.items() if n.split("@")[0] == "latency_ms"]
+    names = {"params": "parameters", "macs": "multiply-accumulates"}
+    parts += [f"{v[n] / 1e6:.3g} M {word}" for n, word in names.items() if n in v]
+    return " · ".join(parts)
