@@ -50,7 +50,7 @@ PRIMITIVES: list[Op] = [
     Op.make("layer_norm", [ROWS], axis=1, eps=1e-6, bias=False),
     Op.make("layer_norm", [ROWS], affine=False, bias=False),
     Op.make("lrn", [MAP], size=5, alpha=0.2, beta=0.5, bias=2.0),
-    Op.make("lrn", [MAP], size=4),
+    Op.make("lrn", [MAP], size=3),
     Op.make("softmax", [ROWS]),
     Op.make("softmax", [MAP], axis=1),
     Op.make("prelu", [MAP]),
