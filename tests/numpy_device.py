@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from latbench.op import Op, TensorSpec
 from latbench.profile import Profile
 from latbench.protocol import Protocol
 from latbench.setting import Setting
-from latbench.visit import Failure, Visit
+from latbench.visit import Failure, Role, Visit
 
 Action = Callable[[Visit], Visit]
 
@@ -99,32 +100,48 @@ class NumpyDevice(Device):
             samples.append(time.perf_counter_ns() - a)
         uid = f"{run}-{len(self.taken)}"
         self.taken.append(uid)
+        role: Role = "op" if subject.startswith("op1") else "network" if slot else "control"
         return Visit(
-            subject, "op" if subject.startswith("op1") else "network" if slot else "control", uid, started, time.time(),
-            np.array(samples[1:], np.int64), warmup_ns=np.array(samples[:1], np.int64), run=run, slot=slot,
-            environment={"load": 0.5},
+            subject, role, uid, started, time.time(), np.array(samples[1:], np.int64),
+            warmup_ns=np.array(samples[:1], np.int64), run=run, slot=slot, environment={"load": 0.5},
         )  # fmt: skip
+
+
+class Simulator(NumpyDevice):
+    """A device without processes or noise: one nanosecond per element of the weights, on a clock of its own."""
+
+    clock = 0.0
+
+    @property
+    def setting(self) -> Setting:
+        return replace(super().setting, clock="simulated")
+
+    def _visit(self, subject: str, slot: str, run: str, n: int, protocol: Protocol) -> Visit:
+        uid = f"{run}-{len(self.taken)}"
+        self.taken.append(uid)
+        began, self.clock = self.clock, self.clock + n * n * 1e-9
+        role: Role = "op" if subject.startswith("op1") else "network" if slot else "control"
+        return Visit(subject, role, uid, began, self.clock, np.array([n * n], np.int64), run=run, slot=slot)
 
 
 def failing(kind: str = "ModelError", message: str = "no such kernel") -> Action:
     """The subject fails."""
-    from dataclasses import replace
-
     return lambda v: replace(v, samples_ns=np.empty(0, np.int64), failure=Failure(kind, message))
 
 
 def unsupported() -> Action:
     """The subject is unsupported."""
-    from dataclasses import replace
-
     return lambda v: replace(v, samples_ns=np.empty(0, np.int64), unsupported=Failure("UnsupportedOpError", "a rule"))
 
 
 def uneven() -> Action:
     """Something else ran meanwhile: the slowest run takes a hundred times as long."""
-    from dataclasses import replace
-
     return lambda v: replace(v, samples_ns=np.concatenate([v.samples_ns[:-1], v.samples_ns[-1:] * 100]))
+
+
+def scaled(factor: float) -> Action:
+    """It takes so many times as long."""
+    return lambda v: replace(v, samples_ns=(v.samples_ns * factor).astype(np.int64))
 
 
 def raising(error: Exception) -> Action:

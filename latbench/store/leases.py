@@ -122,10 +122,10 @@ class Lease:
                 device=self.device, token=self._token, holder=self._holder.to_json(), host=self._holder.host,
                 pid=self._holder.pid, heartbeat=now, expires=now + self.ttl_s,
             )  # fmt: skip
-            taken = c.execute(put.on_conflict_do_nothing(index_elements=["device"])).rowcount == 1
-            if not taken:  # another host was quicker
-                other = c.execute(select(t.holder).where(t.device == self.device)).scalar_one_or_none()
-                raise DeviceBusyError(self.device, str(Holder(**other)) if other else "another host")
+            c.execute(put.on_conflict_do_nothing(index_elements=["device"]))
+            token, other = c.execute(select(t.token, t.holder).where(t.device == self.device)).one()
+            if token != self._token:  # another host was quicker
+                raise DeviceBusyError(self.device, str(Holder(**other)))
         self._thread = threading.Thread(target=self._renew_for_ever, name=f"lease {self.device}", daemon=True)
         self._thread.start()
         return self
