@@ -65,12 +65,12 @@ class TabularEvaluator(AccuracyEvaluator):
         except ModuleNotFoundError as e:
             raise NotInstalledError("pyarrow", "pip install 'latbench[parquet]'", "to read a table of errors") from e
         try:
+            names = pq.read_schema(path).names
+            if missing := [n for n in (arch, accuracy) if n not in names]:
+                raise ConfigError(f"{path}: no column {', '.join(missing)}; it has: {', '.join(names)}")
             columns = pq.read_table(path, columns=[arch, accuracy])
-        except (FileNotFoundError, pa.ArrowInvalid) as e:
+        except (OSError, pa.ArrowInvalid) as e:
             raise ConfigError(f"{path}: not a readable Parquet file: {e}") from e
-        if missing := {arch, accuracy} - set(columns.column_names):
-            known = ", ".join(pq.read_schema(path).names)
-            raise ConfigError(f"{path}: no column {', '.join(sorted(missing))}; it has: {known}")
         read: Any = getattr(space, "from_string", space.validate)
         archs: Iterable[Arch] = map(read, columns[arch].to_pylist())
         scale = 100.0 if percent else 1.0
