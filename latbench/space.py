@@ -6,6 +6,7 @@ networks, the list of distinct Ops, cost matrices, sampling, mutation, encodings
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -56,6 +57,15 @@ class SearchSpace(ABC):
     #: True where the block at a position depends on that position's choice alone and every network holds the same
     #: fixed blocks, so that costs add up over positions.
     additive: bool = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.spec == self.spec
+
+    def __hash__(self) -> int:
+        return hash((type(self), json.dumps(self.spec, sort_keys=True)))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.params.items())})"
 
     # -- what a space must say ----------------------------------------------------------------------------------
 

@@ -215,3 +215,8 @@ def test_what_is_no_distribution_is_refused(probs: list[list[float]], said: str)
 def test_no_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match="samples must be at least 1, got 0"):
         expected_latency(HashedCosts(), Layers(chained=True), _softmax(_logits(Layers())), samples=0)
+
+
+def test_a_choice_of_probability_zero_is_never_drawn() -> None:
+    uniform = np.array([0.0, 0.5, np.nextafter(1.0, 0.0)])
+    assert module._draw(np.array([0.0, 0.3, 0.7, 0.0]), uniform).tolist() == [1, 2, 2]

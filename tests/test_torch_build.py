@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -312,3 +314,20 @@ def test_an_opaque_operator_is_refused_by_name() -> None:
     net = Network.from_onnx(model.SerializeToString())
     with pytest.raises(UnsupportedOpError, match="'determinant' is unsupported: ONNX operator Det has no torch form"):
         net.to_torch()
+
+
+def test_without_torch_the_error_names_the_extra_to_install() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import latbench
+from latbench.errors import NotInstalledError
+space = latbench.load_space("nasbench201", num_cells=1)
+for use in (space.network([1] * 6).to_torch, space.supernet):
+    try:
+        use()
+    except NotInstalledError as e:
+        print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("run `pip install 'latbench[search]'`") == 2
