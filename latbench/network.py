@@ -101,10 +101,10 @@ class Network:
     @classmethod
     def from_json(cls, text: str) -> Network:
         """Read what :meth:`to_json` wrote (structure and origin, no weights)."""
-        d = json.loads(text)
         spec = TensorSpec.parse
         try:
-            return cls(
+            d = json.loads(text)
+            net = cls(
                 d["name"],
                 tuple(Node(n, Op.parse(k), tuple(i), tuple(o)) for n, k, i, o in d["nodes"]),
                 tuple(d["inputs"]),
@@ -115,6 +115,8 @@ class Network:
             )
         except (KeyError, TypeError, ValueError) as e:
             raise ModelError(f"not a network in latbench's JSON form: {e!r}") from e
+        net.check()
+        return net
 
     # -- what it becomes ----------------------------------------------------------------------------------------
 
@@ -150,6 +152,18 @@ class Network:
         return to_torch(self, seed=seed)
 
     # -- what it is ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise :class:`ModelError` unless every node reads tensors made before it, of the specs that its Op says."""
+        known = set(self.inputs)
+        for n in self.nodes:
+            if missing := [t for t in n.inputs if t not in known]:
+                raise ModelError(f"{self.name}: node {n.name!r} reads {missing[0]!r}, which nothing makes before it")
+            if tuple(self.tensors.get(t) for t in (*n.inputs, *n.outputs)) != n.op.inputs + n.op.outputs:
+                raise ModelError(f"{self.name}: node {n.name!r} ({n.op.label}) does not fit its tensors")
+            known.update(n.outputs)
+        if missing := [t for t in (*self.inputs, *self.outputs) if t not in known or t not in self.tensors]:
+            raise ModelError(f"{self.name}: {missing[0]!r} is no tensor of the network")
 
     @cached_property
     def key(self) -> str:
@@ -214,14 +228,22 @@ class NetworkBuilder:
         self._prefix = ""
 
     def input(self, shape: Iterable[int], name: str = "input", dtype: str | None = None) -> str:
-        """Add a network input."""
+        """Add a network input. Raises :class:`ModelError` where the name is taken."""
+        if name in self.tensors:
+            raise ModelError(f"{self.name}: there is a tensor {name!r} already")
         self.tensors[name] = TensorSpec(tuple(shape), dtype or self.dtype)
         self._inputs.append(name)
         return name
 
     def op(self, kind: str, *inputs: str, name: str | None = None, **attrs: Any) -> str:
         """Add a primitive by kind; ``name`` defaults to the kind."""
-        return self.node(Op.make(kind, (self.tensors[t] for t in inputs), **attrs), inputs, name or kind)[0]
+        return self.node(Op.make(kind, self._specs(inputs), **attrs), inputs, name or kind)[0]
+
+    def _specs(self, inputs: Iterable[str]) -> list[TensorSpec]:
+        try:
+            return [self.tensors[t] for t in inputs]
+        except KeyError as e:
+            raise ModelError(f"{self.name}: {e} is no tensor of the network") from None
 
     def node(self, op: Op, inputs: Sequence[str], name: str) -> tuple[str, ...]:
         """Add a primitive Op."""
@@ -279,7 +301,7 @@ class NetworkBuilder:
         """Add a block of :mod:`latbench.blocks` under ``scope`` and remember it."""
         from latbench.blocks import block_op
 
-        op = block_op(kind, (self.tensors[t] for t in inputs), **attrs)
+        op = block_op(kind, self._specs(inputs), **attrs)
         return self.add_block(op, inputs, scope, choice)[0]
 
     def add_block(self, op: Op, inputs: Sequence[str], scope: str, choice: int = -1) -> tuple[str, ...]:
