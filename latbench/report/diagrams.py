@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from latbench.network import Block, Network
 
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW_GAP, PER_ROW = 74, 66, 12, 18, 10
-#: A network of more blocks than this is drawn by the choices of its positions instead.
+#: A network that branches, or has more blocks than this, is drawn by the choices of its positions instead.
 MOST_BLOCKS = 48
 #: Names that are too long for a box.
 _SHORT = {"global_avg_pool": "avg pool", "global_max_pool": "max pool"}
@@ -29,8 +30,8 @@ class Box:
 
 
 def diagram(network: Network | None, block_ms: Mapping[str, float], choices: Sequence[str], name: str) -> str:
-    """SVG of a network's blocks, or of its choices where it has no blocks or too many of them."""
-    if network is not None and 0 < len(network.blocks) <= MOST_BLOCKS:
+    """SVG of a network's blocks, or of its choices where these say more."""
+    if network is not None and 0 < len(network.blocks) <= MOST_BLOCKS and _is_chain(network):
         boxes = [block_box(b, network, block_ms.get(b.name)) for b in network.blocks]
     else:
         boxes = [Box((f"position {i}", *_wrap(c)), "k0", None, c) for i, c in enumerate(choices)]
@@ -58,6 +59,10 @@ def block_box(block: Block, network: Network, latency_ms: float | None) -> Box:
     style = f"k{k}" if k in (1, 3, 5, 7) else "k0"
     lines = tuple(t for t in (head, kind, channels, f"{size} {down}".strip()) if t)
     return Box(lines[:3] if len(lines) > 3 else lines, style, latency_ms, title + (f" · {size}{down}" if size else ""))
+
+
+def _is_chain(network: Network) -> bool:
+    return all(b.inputs == a.outputs for a, b in pairwise(network.blocks))
 
 
 def svg(boxes: Sequence[Box], name: str) -> str:
