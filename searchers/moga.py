@@ -22,6 +22,8 @@ from latbench.space import Arch
 from .sampling import Unseen, as_archs, check_state
 
 Mutation = Literal["hierarchical", "uniform"]
+#: Weights of eq. 5, by objective.
+PAPER_WEIGHTS = {"error": 0.4, "latency_ms": 0.4, "-params": 0.2}
 _TRIES = 20
 
 
@@ -29,7 +31,8 @@ class Moga(Searcher):
     """Weighted NSGA-II.
 
     ``population`` parents have as many children each generation (70 in the paper; fewer learn faster from a small
-    budget). ``weights`` are those of the objectives in the crowding distance, one each: by default the objectives' own.
+    budget). ``weights`` are those of the objectives in the crowding distance, one each: by default the objectives' own,
+    and where these are error, latency_ms and -params without weights of their own, the paper's 0.4, 0.4, 0.2.
     With probability ``crossover`` a child has two parents, with ``mutation_rate`` it is mutated (always, if it would be
     a copy otherwise). ``mutation="hierarchical"`` picks a layer first, then one property of its choice (kernel,
     expansion, …); ``"uniform"`` picks a layer and any other choice. Children that break a hard limit on a value known
@@ -51,7 +54,7 @@ class Moga(Searcher):
         max_tries: int = 20_000,
     ) -> None:
         super().__init__(problem, seed=seed)
-        given: list[Any] = [o.weight for o in problem.objectives] if weights is None else list(weights)
+        given: list[Any] = _default_weights(problem) if weights is None else list(weights)
         usable = len(given) == len(problem.objectives) and all(isinstance(w, int | float) and w >= 0 for w in given)
         if not usable or not sum(given) > 0:
             names = ", ".join(map(str, problem.objectives))
@@ -174,6 +177,13 @@ class Moga(Searcher):
         for i in hit:
             out[i] = mutate_property(out[i], space.num_choices[i], space.factors(i), rng)
         return tuple(out)
+
+
+def _default_weights(problem: Problem) -> list[float]:
+    own = [o.weight for o in problem.objectives]
+    if set(own) == {1.0} and {str(o) for o in problem.objectives} == set(PAPER_WEIGHTS):
+        return [PAPER_WEIGHTS[str(o)] for o in problem.objectives]
+    return own
 
 
 def mutate_property(choice: int, choices: int, factors: Sequence[int], rng: np.random.Generator) -> int:

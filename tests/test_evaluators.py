@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from math import isnan
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_unusable_recipes_are_refused(options: dict[str, float]) -> None:
 def test_a_network_that_torch_cannot_build_is_a_model_error(space: lb.SearchSpace) -> None:
     with pytest.raises(ModelError):
         DigitsEvaluator().evaluate(space, [(99,) * 14])
+
+
+def test_an_evaluation_can_be_sent_to_another_process() -> None:
+    from latbench.search_driver import evaluate
+
+    space = ToySpace(2, 2)
+    space.ops()
+    task = pickle.loads(pickle.dumps((evaluate, DigitsEvaluator(epochs=1), space, [(0, 1)])))
+    assert task[0](*task[1:]) == evaluate(DigitsEvaluator(epochs=1), space, [(0, 1)])
 
 
 # -- functions and tables ---------------------------------------------------------------------------------------------

@@ -74,6 +74,9 @@ def test_moga_weighs_objectives_by_their_weights_unless_told_otherwise() -> None
     problem = Problem(space, (Objective("error", weight=0.4), Objective("latency_ms", weight=0.2)))
     assert Moga(problem).weights == [0.4, 0.2]
     assert Moga(problem, weights=[1, 1]).weights == [1, 1]
+    paper = Problem(space, tuple(map(Objective.parse, ["-params", "error", "latency_ms"])))
+    assert Moga(paper).weights == [0.2, 0.4, 0.4]
+    assert Moga(Problem(space, (Objective("error"), Objective("latency_ms")))).weights == [1, 1]
 
 
 @pytest.mark.parametrize(

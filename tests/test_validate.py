@@ -1,0 +1,133 @@
+"""Validation: found networks are measured on the device, and limits are judged on what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from numpy_device import QUICK, NumpyDevice, failing
+from search_support import table, toy_evaluator
+
+import latbench as lb
+from latbench.device import Device
+from latbench.errors import ConfigError, DeviceError, SettingMismatchError
+from latbench.protocol import Protocol
+from latbench.result import SearchResult
+from latbench.setting import Setting
+from latbench.store import Store
+from latbench.testing.searchers import ToySpace
+from latbench.validate import Validated, validate
+
+SPACE = ToySpace(4, 3)
+
+
+def searched(setting: Setting, *, slow: float = 1, **changes: object) -> SearchResult:
+    model = table(SPACE, setting=setting, slow=slow)
+    options = {"objectives": ["error", "latency_ms"], "budget": 30, **changes}
+    return lb.search("random", space=SPACE, latency=model, accuracy=toy_evaluator(), **options)  # type: ignore[arg-type]
+
+
+def test_found_networks_are_measured_on_the_real_device(local_device: Device, tmp_path: Path) -> None:
+    # The made-up table promises a hundredth of what anything takes on a real machine.
+    result = searched(local_device.setting, slow=1e-2, limits={"latency_ms": 5e-3, "params": 1e9})
+    quick = Protocol(min_runs=5, max_runs=5, min_ms=0, min_visits=2, max_visits=2, warmup_runs=1, warmup_max_ms=1)
+    validated = validate(result, local_device, protocol=quick, top=2, store=tmp_path / "s.db")
+    assert [v.arch for v in validated] == [c.arch for c in result.pick(2)]
+    for v in validated:
+        assert v.measured is not None
+        assert v.measured.setting == local_device.setting
+        assert v.measured.latency_ms > 5e-3 > v.predicted.high
+        assert v.measured.visits == 2
+        assert v.kept == {"latency_ms": False, "params": True}
+        assert not v.covered
+        assert v.ratio < 1
+    assert result.validated == validated
+    with Store.open(tmp_path / "s.db") as store:
+        subjects = {x.subject for x in store.visits(local_device.setting) if x.role == "network"}
+    assert subjects == {SPACE.network(v.arch).key for v in validated}
+    # The device was open before, and still is.
+    assert local_device.describe().identity
+
+
+def test_a_device_that_was_closed_is_closed_again() -> None:
+    device = NumpyDevice()
+    with device:
+        result = searched(device.setting)
+    validate(result, device, protocol=QUICK, top=1)
+    with pytest.raises(DeviceError):
+        _ = device.setting
+
+
+def test_a_validation_survives_the_files_of_its_result(tmp_path: Path) -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting)
+        validate(result, device, protocol=QUICK, top=3)
+    result.save(tmp_path / "r")
+    back = SearchResult.load(tmp_path / "r", space=SPACE).validated
+    assert len(back) == 3
+    assert [v.to_json() for v in back] == [v.to_json() for v in result.validated]
+    first = result.validated[0]
+    assert Validated.from_json(json.loads(json.dumps(first.to_json()))).measured.metrics == first.measured.metrics
+
+
+def test_the_statistic_that_was_predicted_is_the_one_measured() -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting)
+        result.provenance["latency"][""]["statistic"] = "min"
+        (v,) = validate(result, device, protocol=QUICK, top=1)
+    assert v.measured is not None
+    assert v.measured.latency_ms == pytest.approx(v.measured.statistics["min"])
+
+
+def test_a_network_that_the_device_cannot_run_says_why() -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting, limits={"latency_ms": 10.0})
+        bad, good = result.pick(2)
+        device.script[SPACE.network(bad.arch).key] = [failing("DeviceDiedError", "out of memory")] * 20
+        validated = validate(result, device, protocol=QUICK, top=2)
+    assert [v.measured is None for v in validated] == [True, False]
+    assert validated[0].failure == "DeviceDiedError: out of memory"
+    assert validated[0].kept == {"latency_ms": False}
+    assert validated[1].arch == good.arch
+
+
+def test_validating_again_replaces_what_was_there_and_adds_the_rest() -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting)
+        first, second, third = (c.arch for c in result.pick(3))
+        validate(result, device, protocol=QUICK, archs=[first, second])
+        validate(result, device, protocol=QUICK, archs=[second, third, third])
+    assert [v.arch for v in result.validated] == [first, second, third]
+
+
+def test_a_device_in_another_setting_is_refused_and_the_difference_is_named() -> None:
+    with NumpyDevice("numpy-x") as device:
+        result = searched(replace(device.setting, threads=7))
+        with pytest.raises(SettingMismatchError, match="threads: 7 ≠ 1"):
+            validate(result, device, protocol=QUICK)
+        assert not device.taken
+
+
+def test_of_several_devices_the_one_in_its_setting_is_compared() -> None:
+    with NumpyDevice() as device:
+        models = {"here": table(SPACE, setting=device.setting), "there": table(SPACE, slow=9)}
+        result = lb.search("random", space=SPACE, latency=models, accuracy=toy_evaluator(), budget=20)
+        (v,) = validate(result, device, protocol=QUICK, top=1)
+    assert v.value == "latency_ms@here"
+    c = next(c for c in result.candidates if c.arch == v.arch)
+    assert (v.predicted.value, v.predicted.high) == (c.values["latency_ms@here"], c.values["latency_high_ms@here"])
+
+
+def test_there_must_be_something_to_validate() -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting)
+        loaded = SearchResult(replace(result.problem, cheap_values=None), result.candidates[:5], result.provenance)
+        unknown = next(c.arch for c in result.candidates[5:])
+        with pytest.raises(ConfigError, match="no candidate of this search"):
+            validate(loaded, device, archs=[unknown])
+        with pytest.raises(ConfigError, match="found nothing"):
+            validate(SearchResult(result.problem, [], result.provenance), device)
+        with pytest.raises(ConfigError, match="no latency model"):
+            validate(SearchResult(result.problem, result.candidates, {}), device)
