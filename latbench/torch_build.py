@@ -73,9 +73,10 @@ class TorchNetwork(nn.Module):  # type: ignore[misc]
                 if array is None or tuple(array.shape) != tuple(tensor.shape):
                     found = "is missing" if array is None else f"has shape {array.shape}, not {tuple(tensor.shape)}"
                     raise ModelError(f"weight {names.get(own, own)!r} of node {name!r} {found}")
-                wide = np.float64 if tensor.dtype == torch.float64 else np.float32
+                # By way of a type that numpy and torch both have; a copy, for arrays may be read-only.
+                common = np.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else array.dtype
                 with torch.no_grad():
-                    tensor.copy_(torch.from_numpy(np.ascontiguousarray(array, wide)))
+                    tensor.copy_(torch.from_numpy(np.array(array, common)))
 
     def forward(self, *inputs: Tensor) -> Any:
         """Outputs of the network: a tensor, or a tuple of them where it has several."""

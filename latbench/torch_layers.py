@@ -290,13 +290,15 @@ def _lrn(a: Attrs, x: Tensor) -> Tensor:
 
 
 def _pad(a: Attrs, x: Tensor) -> Tensor:
-    # Ends and begins of the last axis come first in torch; whole axes without padding may be left out.
-    pads = _spatial_pads(a["pads"])
-    while pads[-2:] == [0, 0]:
-        del pads[-2:]
     if a["mode"] == "constant":
-        return F.pad(x, pads, value=a["value"])
-    return F.pad(x, pads, "replicate" if a["mode"] == "edge" else "reflect") if pads else x
+        return F.pad(x, _spatial_pads(a["pads"]), value=a["value"])
+    for axis, size in enumerate(x.shape):
+        begin, end = a["pads"][axis], a["pads"][x.dim() + axis]
+        if begin or end:
+            at = torch.arange(-begin, size + end, device=x.device)
+            at = at.clamp(0, size - 1) if a["mode"] == "edge" else (size - 1 - (size - 1 - at).abs()).abs()
+            x = x.index_select(axis, at)
+    return x
 
 
 def _resize(a: Attrs, x: Tensor) -> Tensor:
