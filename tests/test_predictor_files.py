@@ -1,0 +1,149 @@
+"""Predictors as folders: what is written, what is refused, and the bundled ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latbench import tables
+from latbench.card import Card
+from latbench.errors import ConfigError, FileFormatError, SettingMismatchError
+from latbench.load import load_predictor, load_space
+from latbench.predictors import files
+from latbench.predictors.table import Table
+from latbench.setting import Setting
+from latbench.testing.predictors import AdditiveWorld
+
+
+@pytest.fixture(scope="module")
+def world():
+    return AdditiveWorld(load_space("nasbench201", num_cells=1))
+
+
+@pytest.fixture(scope="module")
+def table(world):
+    return Table.fit(world.data())
+
+
+def rewrite(folder, **changes):
+    """Change a saved card and give it a fitting checksum: what only someone who knows the format can do."""
+    card = Card.loads((folder / files.CARD).read_text())
+    (folder / files.CARD).write_text(card.replace(**changes).dumps())
+
+
+def test_a_card_comes_back_as_it_was(world):
+    card = Card("table", world.setting, "p25", {"min_runs": 3}, notes=("a", "b"), validation={"x": None})
+    assert Card.loads(card.dumps()) == card
+
+
+def test_saving_again_replaces_and_leaves_nothing_else_behind(table, tmp_path):
+    table.save(tmp_path / "m")
+    (tmp_path / "m" / "stray").write_text("x")
+    table.save(tmp_path / "m")
+    assert sorted(f.name for f in (tmp_path / "m").iterdir()) == [
+        "calibration.json", "card.json", "entries.json", "entries.npz",
+    ]  # fmt: skip
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_that_is_no_predictor_is_not_overwritten(table, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="no saved predictor"):
+        table.save(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_no_saved_file_holds_a_pickle(table, tmp_path):
+    folder = table.save(tmp_path / "m")
+    with np.load(folder / "entries.npz", allow_pickle=False) as data:
+        assert all(data[k].dtype != object for k in data.files)
+
+
+def test_arrays_that_numpy_would_pickle_are_refused(table, tmp_path):
+    import hashlib
+    import io
+
+    folder = table.save(tmp_path / "m")
+    buffer = io.BytesIO()
+    np.savez(buffer, value=np.array([{"a": 1}], dtype=object))
+    (folder / "entries.npz").write_bytes(buffer.getvalue())
+    card = Card.loads((folder / files.CARD).read_text())
+    rewrite(folder, files={**card.files, "entries.npz": hashlib.sha256(buffer.getvalue()).hexdigest()})
+    with pytest.raises(FileFormatError, match="plain arrays"):
+        load_predictor(folder)
+
+
+def test_a_card_that_names_files_outside_its_folder_is_refused(table, tmp_path):
+    folder = table.save(tmp_path / "m")
+    rewrite(folder, files={"../secret": "0"})
+    with pytest.raises(FileFormatError, match="leaves the folder"):
+        load_predictor(folder)
+
+
+def test_a_card_that_forgets_a_file_is_refused(table, tmp_path):
+    folder = table.save(tmp_path / "m")
+    card = Card.loads((folder / files.CARD).read_text())
+    rewrite(folder, files={k: v for k, v in card.files.items() if k != "entries.json"})
+    with pytest.raises(FileFormatError, match=r"entries\.json is missing"):
+        load_predictor(folder)
+
+
+def test_entries_that_do_not_fit_together_are_refused(table, tmp_path):
+    import hashlib
+
+    folder = table.save(tmp_path / "m")
+    names = json.loads((folder / "entries.json").read_text())
+    for wrong in ({**names, "keys": names["keys"][1:]}, {**names, "keys": ["nonsense", *names["keys"][1:]]}, [1, 2]):
+        data = json.dumps(wrong).encode()
+        (folder / "entries.json").write_bytes(data)
+        card = Card.loads((folder / files.CARD).read_text())
+        rewrite(folder, files={**card.files, "entries.json": hashlib.sha256(data).hexdigest()})
+        with pytest.raises(FileFormatError):
+            load_predictor(folder)
+
+
+def test_a_folder_of_another_kind_is_refused_by_its_class(table, tmp_path):
+    from latbench.predictors.kernels import Kernels
+
+    with pytest.raises(FileFormatError, match="'table' predictor, not a 'kernels'"):
+        Kernels.load(table.save(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"schema": "one"}', '{"schema": 1}', "\x00\xff"])
+def test_a_card_that_is_none_is_refused(text, tmp_path):
+    (tmp_path / files.CARD).write_bytes(text.encode("latin-1"))
+    with pytest.raises(FileFormatError):
+        load_predictor(tmp_path)
+
+
+def test_a_name_that_is_nothing_lists_the_bundled_ones(tmp_path):
+    with pytest.raises(ConfigError, match="bundled"):
+        load_predictor("no-such-table")
+    with pytest.raises(FileFormatError, match="no card"):
+        load_predictor(tmp_path)
+
+
+def test_a_bundled_table_is_found_by_name(table, tmp_path, monkeypatch):
+    table.save(tmp_path / "house-table")
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "__init__.py"))
+    assert list(files.bundled()) == ["house-table"]
+    assert load_predictor("house-table").entries == table.entries
+    with pytest.raises(ConfigError, match="bundled: house-table"):
+        load_predictor("other")
+
+
+def test_every_bundled_predictor_loads_and_says_how_right_it_is():
+    for name in files.bundled():
+        model = load_predictor(name)
+        assert model.card.validation is not None, name
+
+
+def test_another_setting_is_refused_naming_every_field(world):
+    card = Card("table", world.setting)
+    files.require_setting(card, world.setting)
+    other: Setting = replace(world.setting, device="other", threads=8)
+    with pytest.raises(SettingMismatchError, match=r"(?s)device: 'test-device' ≠ 'other'.*threads: 1 ≠ 8"):
+        files.require_setting(card, other)
