@@ -1,0 +1,297 @@
+"""The command line, run for real on this machine's CPU with protocols that take seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latbench.cli import main
+from latbench.cli.options import parse_pairs, parse_value
+from latbench.errors import ConfigError
+
+#: A space of few Ops, and a protocol that is over in milliseconds: these tests check the way, not the numbers.
+SMALL = ["--space", "nasbench201", "--resolution", "8", "--set", "num_cells=1", "--set", "channels=4"]
+QUICK = [
+    f"--protocol={k}={v}"
+    for k, v in {
+        "warmup_runs": 1, "warmup_max_ms": 1, "min_runs": 3, "max_runs": 3, "min_ms": 0, "contention_ratio": 1e6,
+        "min_visits": 2, "max_visits": 2,
+    }.items()
+]  # fmt: skip
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_locks: Path) -> Run:
+    """Runs a command in this process, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("LATBENCH_STORE", "LATBENCH_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*args: str) -> Done:
+        capsys.readouterr()
+        try:
+            main(list(args))
+            code: Any = 0
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
+
+
+def ok(done: Done) -> Done:
+    assert done.code == 0, done.err + done.out
+    return done
+
+
+# -- what needs no device ---------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_of_the_front_door(run: Run) -> None:
+    out = ok(run("--help")).out
+    for command in (
+        "devices", "check", "measure", "profile", "table", "fit", "predict", "search", "validate", "report", "demo",
+        "evaluate",
+    ):  # fmt: skip
+        assert re.search(rf"^  {command}\b", out, re.M), command
+
+
+@pytest.mark.parametrize("command", ["measure", "profile", "fit", "predict", "search", "validate", "report", "demo"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    assert "Usage: latbench" in ok(run(command, "--help")).out
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    import latbench
+
+    assert ok(run("--version")).out.strip() == f"latbench {latbench.__version__}"
+
+
+def test_devices_lists_the_bundled_profile(run: Run) -> None:
+    rows = json.loads(ok(run("devices", "--json")).out)
+    assert {"name": "local-cpu", "transport": "local", "runtime": "onnxruntime"}.items() <= next(
+        r for r in rows if r["name"] == "local-cpu"
+    ).items()
+
+
+def error(done: Done) -> str:
+    """The text of an error that was printed as errors are: exit code 2, ``error:``, and no traceback."""
+    assert done.code == 2
+    assert done.err.startswith("error: "), done.err
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def test_an_unknown_device_is_an_error_that_lists_the_known_ones(run: Run) -> None:
+    assert "local-cpu" in error(run("check", "no-such-device"))
+
+
+def test_verbose_shows_where_an_error_came_from_wherever_it_stands(run: Run) -> None:
+    for args in (["--verbose", "check", "no-such-device"], ["check", "no-such-device", "--verbose"]):
+        done = run(*args)
+        assert done.code == 2
+        assert "Traceback" in done.err
+        assert "error: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--set", "resolutoin=64"], "resolutoin"),
+        (["--set", "resolution=small"], "resolution must be"),
+        (["--set", "resolution"], "KEY=VALUE"),
+        (["--set", "resolution=64", "--set", "resolution=32"], "given twice"),
+        (["--resolution", "64", "--set", "resolution=32"], "both given"),
+        (["--width-mult", "0"], "width_mult must be"),
+    ],
+)
+def test_a_wrong_parameter_of_a_space_is_named(run: Run, args: list[str], said: str) -> None:
+    assert said in error(run("profile", "--space", "mobilenetv3", *args))
+
+
+def test_an_unknown_space_lists_the_known_ones(run: Run) -> None:
+    assert "nasbench201" in error(run("profile", "--space", "mobilenetv4"))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("model.tflite", "neither a .onnx file"),
+        ("missing.onnx", "missing.onnx"),
+        ("missing.json", "missing.json"),
+        ("nasbench201:1,2", "6 positions"),
+        ("nasbench201:0,0,0,0,0,9", "position 5 has choices 0–4"),
+        ("mobilenetv3:deep", "14 choice indices"),
+    ],
+)
+def test_a_model_that_is_none_is_an_error_that_says_what_would_be_right(run: Run, model: str, said: str) -> None:
+    assert said in error(run("predict", model))
+
+
+def test_a_block_list_with_a_wrong_key_is_named(run: Run, tmp_path: Path) -> None:
+    spec = {"name": "net", "input": [3, 8, 8], "layers": [{"type": "conv", "out": 4, "kernal": 3}]}
+    (tmp_path / "net.json").write_text(json.dumps(spec))
+    assert "kernal" in error(run("predict", "net.json"))
+    (tmp_path / "net.json").write_text("{")
+    assert "net.json: not a JSON block list" in error(run("predict", "net.json"))
+
+
+def test_a_wrong_protocol_option_names_the_known_ones(run: Run) -> None:
+    text = error(run("measure", "nasbench201:0,0,0,0,0,0", "--protocol", "repeats=10"))
+    assert "repeats" in text
+    assert "min_runs" in text
+
+
+def test_a_predictor_that_does_not_exist_yet_prints_the_commands_that_make_it(run: Run) -> None:
+    text = error(run("predict", "nasbench201:3,3,3,3,3,3", "--resolution", "8"))
+    assert "latbench fit table --device local-cpu --space nasbench201 --set resolution=8" in text
+    assert "latbench profile --device local-cpu --space nasbench201 --set resolution=8" in text
+
+
+def test_a_store_without_measurements_prints_the_command_that_takes_them(run: Run) -> None:
+    assert "latbench profile" in error(run("fit", "table", *SMALL))
+
+
+def test_a_result_that_does_not_exist_is_an_error(run: Run) -> None:
+    assert "no such search result" in error(run("validate", "nowhere"))
+    assert "name a search's RUN" in error(run("report"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("0.5", 0.5), ("true", True), ("False", False), ("relu6", "relu6"), ("[1, 2]", [1, 2]), ("null", None)],
+)
+def test_values_are_read_as_what_they_look_like(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_a_key_may_be_written_with_dashes() -> None:
+    assert parse_pairs(["width-mult=0.5"], "--set") == {"width_mult": 0.5}
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_pairs(["=3"], "--set")
+
+
+# -- this machine's CPU -----------------------------------------------------------------------------------------------
+
+
+def test_check_says_whether_the_machine_is_fit_and_what_to_do(run: Run) -> None:
+    done = run("check", "local-cpu", "--json")
+    answer = json.loads(done.out)
+    assert {c["what"] for c in answer["checks"]} >= {"load", "governor", "turbo", "other processes", "free memory"}
+    assert done.code == int(any(c["state"] == "problem" for c in answer["checks"]))
+
+
+def test_measure_prints_a_latency_inside_its_interval(run: Run) -> None:
+    done = ok(run("measure", "nasbench201:3,3,1,2,0,4", "--resolution", "8", *QUICK, "--json"))
+    answer = json.loads(done.out)
+    latency = answer["metrics"]["latency_ms"]
+    assert latency["value"] > 0
+    assert 0 <= latency["low"] <= latency["value"] <= latency["high"]
+    assert answer["visits"] == 2
+    assert [len(s) for s in answer["samples_ns"]] == [3, 3]
+
+
+def test_the_whole_way_from_profile_to_report(run: Run, tmp_path: Path) -> None:
+    # One test, because every command needs what the one before it left.
+    plan = ["--networks", "6", "--validation", "3", "--level", "block", *QUICK]
+    assert "finished" in ok(run("profile", *SMALL, *plan)).out
+    assert "nasbench201" in ok(run("store", "campaigns")).out
+
+    fitted = ok(run("fit", "table", *SMALL))
+    assert "3 held-out networks" in fitted.out
+    assert "noise floor" in fitted.out
+    (saved,) = (tmp_path / "latbench-models" / "local-cpu").iterdir()
+    assert saved.name.startswith("nasbench201-table-")
+    assert "table" in ok(run("evaluate", "table", *SMALL)).out
+
+    arch = (
+        "nasbench201:"
+        + "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|skip_connect~2|"
+    )
+    space = SMALL[2:]
+    estimate = json.loads(ok(run("predict", arch, *space, "--json")).out)
+    parts = sum(p["latency_ms"] for p in estimate["breakdown"])
+    assert parts == pytest.approx(estimate["metrics"]["latency_ms"]["value"])
+    beside = ok(run("predict", arch, *space, "--measure", *QUICK)).out
+    assert "measured" in beside
+    assert "prediction off by" in beside
+
+    other = run("predict", arch, "--resolution", "16")
+    assert "resolution: 8 ≠ 16" in error(other)
+
+    shown = ok(run("table", "show", str(saved))).out
+    assert "held-out networks" in shown
+    assert "0 problems" in run("table", "check", str(saved)).out
+    assert "+0.00%" in ok(run("table", "diff", str(saved), str(saved))).out
+    ok(run("table", "export", str(saved), "table.csv"))
+    assert len((tmp_path / "table.csv").read_text().splitlines()) > 10
+    assert saved.name in ok(run("table", "list")).out
+
+    search = ["search", "random", *SMALL, "--accuracy", "none", "--objective", "latency_ms", "--objective=-params"]
+    found = ok(run(*search, "--budget", "12", "--limit", "latency_ms=1000", "--run", "found"))
+    assert "none of 12 beats" in found.out
+    assert "off by" in ok(run("validate", "found", "--top", "2", *QUICK)).out
+
+    ok(run("report", "found", "--no-check"))
+    page = (tmp_path / "found" / "report.html").read_text("utf-8")
+    assert "nasbench201" in page
+    assert str(saved.relative_to(tmp_path)) in page
+    assert page.count('class="diagram"') == 2
+
+    ok(run("store", "export", "parquet"))
+    ok(run("store", "import", "parquet", "--store", "copy.db"))
+    assert "1 campaigns" not in ok(run("store", "import", "parquet", "--store", "copy.db")).out
+
+
+def test_an_interrupted_profile_says_how_to_go_on_and_goes_on(tmp_path: Path, own_locks: Path) -> None:
+    command = [sys.executable, "-c", "from latbench.cli import main; main()", "profile", *SMALL, "--networks", "3"]
+    slow = [*command, "--validation", "1", *QUICK[:-2], "--protocol=min_visits=6", "--protocol=max_visits=6"]
+    env = {**os.environ, "LATBENCH_LOCK_FOLDER": str(own_locks)}
+    process = subprocess.Popen(slow, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    from latbench import Store
+
+    # Interrupted once some, but not all, of its Visits are in the store.
+    deadline = time.monotonic() + 60
+    done = 0
+    while done < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        if (tmp_path / "latbench.db").exists():
+            with Store.open(tmp_path / "latbench.db") as store:
+                done = sum(r.slots.get("done", 0) for r in store.campaigns())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    again = subprocess.run(slow, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "resumed and finished" in again.stdout
+    with Store.open(tmp_path / "latbench.db") as store:
+        (record,) = store.campaigns()
+    assert record.state == "finished"
+    assert "planned" not in record.slots
