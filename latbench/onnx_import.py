@@ -171,7 +171,10 @@ class GraphReader:
             found = self._spec(known.get(t), what) or self._spec(self._declared.get(t), what)
             if found is None:
                 if node.domain in ("", "ai.onnx"):
-                    raise DynamicShapeError(f"{what} gives {t!r} a size that depends on values, not on shapes alone")
+                    raise DynamicShapeError(
+                        f"{what} gives {t!r} a size that does not follow from shapes alone; if it is fixed after all, "
+                        "declare it in the graph's value_info"
+                    )
                 raise ModelError(
                     f"{what} is a custom operator without shape inference, and the file does not declare the shape of "
                     f"{t!r}; add it to the graph's value_info"

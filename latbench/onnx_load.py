@@ -40,10 +40,7 @@ def load(model: str | Path | bytes) -> tuple[onnx.ModelProto, bytes | None, str]
     external = [t for t in _tensors(proto) if t.data_location == TensorProto.EXTERNAL]
     for t in external:
         _load_external(t, folder, where)
-    try:
-        onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, ValueError) as e:
-        raise ModelError(f"{where}: is not a valid ONNX model: {str(e).strip().splitlines()[0]}") from e
+    _check(proto, where)
     version = opsets(proto).get("", 1)
     if version < 7:
         raise ModelError(
@@ -55,6 +52,23 @@ def load(model: str | Path | bytes) -> tuple[onnx.ModelProto, bytes | None, str]
 
         proto = inliner.inline_local_functions(proto)
     return proto, None if external else data, where
+
+
+def _check(proto: onnx.ModelProto, where: str) -> None:
+    # The checker wants a shape of every input and output; runtimes do not, and files without are common.
+    bare = [
+        v.type.tensor_type
+        for v in (*proto.graph.input, *proto.graph.output)
+        if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
+    ]
+    for t in bare:
+        t.shape.SetInParent()
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as e:
+        raise ModelError(f"{where}: is not a valid ONNX model: {str(e).strip().splitlines()[0]}") from e
+    for t in bare:
+        t.ClearField("shape")
 
 
 def opsets(model: onnx.ModelProto) -> dict[str, int]:

@@ -62,12 +62,20 @@ def opaque(
         node=base64.b64encode(canonical.SerializeToString(deterministic=True)).decode(),
         op_type=node.op_type,
         domain=_domain(node.domain),
-        opset=opsets[_domain(node.domain)],
+        opset=_oldest(node, opsets),
         outputs=tuple(str(outputs[t]) for t in node.output if t),
         weights=tuple((n, _dtype(v), v.shape) for n, v in values.items() if n not in small),
         consts=tuple((n, _dtype(v), v.shape, tuple(v.reshape(-1).tolist())) for n, v in small.items()),
     )
     return op, activations, {n: v for n, v in values.items() if n not in small}
+
+
+def _oldest(node: onnx.NodeProto, opsets: Mapping[str, int]) -> int:
+    """The version to remember: of the default domain the oldest in which all means the same, so that keys agree."""
+    domain = _domain(node.domain)
+    if domain:
+        return opsets[domain]
+    return max(1, *(_since(n.op_type, opsets[""]) for n in all_nodes(node) if not _domain(n.domain)))
 
 
 def node_of(op: Op) -> onnx.NodeProto:

@@ -11,6 +11,7 @@ import numpy as np
 from latbench.errors import UnsupportedOpError
 from latbench.onnx_export import GraphWriter
 from latbench.onnx_opaque import write_opaque
+from latbench.primitives import FLOAT32_MAX
 
 A: TypeAlias = "Mapping[str, Any]"
 Writer: TypeAlias = "Callable[[GraphWriter, A], None]"
@@ -66,10 +67,12 @@ def _plain(op_type: str, since: int = 7) -> Writer:
 
 
 def _clip(g: GraphWriter, low: float, high: float) -> None:
-    if g.opset >= 11:
-        g.last("Clip", g.x, g.number("low", low), g.number("high", high))
-    else:
-        g.last("Clip", g.x, min=low, max=high)
+    lower, upper = low > -FLOAT32_MAX, high < FLOAT32_MAX
+    if g.opset < 11:
+        g.last("Clip", g.x, min=low if lower else None, max=high if upper else None)
+        return
+    bounds = [g.number("low", low) if lower else "", g.number("high", high) if upper else ""]
+    g.last("Clip", g.x, *bounds[: 2 if upper else 1 if lower else 0])
 
 
 def _hardswish(g: GraphWriter, _: A) -> None:

@@ -202,21 +202,15 @@ def _batch_norm(v: NodeView) -> None:
 def _layer_norm(v: NodeView) -> None:
     v.one_output()
     weights = {"scale": v.constant(1)} | ({"shift": v.constant(2)} if v.has(2) else {})
-    v.emit("layer_norm", v.x(), weights=weights, axis=_last(v, v.attr("axis", -1)), eps=v.attr("epsilon", 1e-5),
+    v.emit("layer_norm", v.x(), weights=weights, axis=v.attr("axis", -1), eps=v.attr("epsilon", 1e-5),
            bias=v.has(2))  # fmt: skip
-
-
-def _last(v: NodeView, axis: int) -> int:
-    """The last axis as -1, the default's form; the others from the front."""
-    rank = len(v.spec().shape)
-    return -1 if axis % rank == rank - 1 else axis % rank
 
 
 def _softmax(v: NodeView) -> None:
     axis, shape = v.attr("axis", -1 if v.opset >= 13 else 1), v.spec().shape
     # Before 13 it ran over all axes from ``axis`` on.
     _demand(v.opset >= 13 or prod(shape[axis % len(shape) + 1 :]) == 1, "softmax over several axes")
-    v.emit("softmax", v.x(), axis=_last(v, axis))
+    v.emit("softmax", v.x(), axis=axis)
 
 
 def _reduce(kind: str) -> Rule:

@@ -127,7 +127,8 @@ def _defaults(kind: str, n: int) -> dict[str, Any]:
 def canonical(kind: str, inputs: Specs, attrs: Attrs) -> dict[str, Any]:
     """The attributes checked and in canonical form, see :func:`latbench.attributes.canonical`."""
     n = _spatial(inputs)
-    return attributes.canonical(kind, rule(kind).attributes, _defaults(kind, n), attrs, n)
+    rank = len(inputs[0].shape) if inputs else 0
+    return attributes.canonical(kind, rule(kind).attributes, _defaults(kind, n), attrs, n, rank)
 
 
 def _spatial(inputs: Specs) -> int:
@@ -468,7 +469,7 @@ def _opaque_fixed(a: Attrs) -> frozenset[str]:
     return frozenset(n for n, dtype, _ in a["weights"] if dtype in ("i64", "i32", "i16", "u64", "u32", "u16", "bool"))
 
 
-_AXIS = Attribute("int", -1)
+_AXIS = Attribute("axis", -1)
 _ALPHA = {
     "elu": {"alpha": Attribute("float", 1.0)},
     "leaky_relu": {"alpha": Attribute("float", 0.01)},
@@ -476,7 +477,7 @@ _ALPHA = {
     "clip": {"low": Attribute("float", -FLOAT32_MAX), "high": Attribute("float", FLOAT32_MAX)},
     "gelu": {"approximate": Attribute("str", "none", choices=("none", "tanh"))},
 }
-_REDUCE = {"axes": Attribute("ints"), "keepdims": Attribute("bool", True)}
+_REDUCE = {"axes": Attribute("axes"), "keepdims": Attribute("bool", True)}
 
 RULES: dict[str, Primitive] = {
     "conv": Primitive(_conv, _CONV, _conv_params, _conv_macs),
@@ -523,7 +524,7 @@ RULES: dict[str, Primitive] = {
     "global_max_pool": Primitive(_global_pool),
     "reduce_mean": Primitive(_reduce, _REDUCE),
     "reduce_sum": Primitive(_reduce, _REDUCE),
-    "concat": Primitive(_concat, {"axis": Attribute("int")}),
+    "concat": Primitive(_concat, {"axis": Attribute("axis")}),
     "flatten": Primitive(_flatten, {"axis": Attribute("int", 1, 0)}),
     "reshape": Primitive(_reshape, {"shape": Attribute("ints", low=0)}),
     "transpose": Primitive(_transpose, {"perm": Attribute("ints", low=0)}),
@@ -536,7 +537,7 @@ RULES: dict[str, Primitive] = {
         },
     ),
     "slice": Primitive(_slice, {"starts": Attribute("ints", low=0), "stops": Attribute("ints", low=0)}),
-    "gather": Primitive(_gather, {"indices": Attribute("ints", low=0), "axis": Attribute("int", 1)}),
+    "gather": Primitive(_gather, {"indices": Attribute("ints", low=0), "axis": Attribute("axis", 1)}),
     "channel_shuffle": Primitive(_shuffle, {"groups": Attribute("int", low=1)}),
     "resize": Primitive(
         _resize,

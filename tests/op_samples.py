@@ -20,7 +20,7 @@ def _opaque() -> Op:
     node = helper.make_node("Where", ["c0", "i0", "i1"], ["o0"])
     return Op.make(
         "onnx", [ROWS, ROWS], node=base64.b64encode(node.SerializeToString(deterministic=True)).decode(),
-        op_type="Where", opset=17, outputs=["f32[3,4,6]"], consts=[("c0", "bool", (6,), (True, False) * 3)],
+        op_type="Where", opset=16, outputs=["f32[3,4,6]"], consts=[("c0", "bool", (6,), (True, False) * 3)],
     )  # fmt: skip
 
 
