@@ -3,7 +3,7 @@
 A machine slows down and recovers while it is measured: heat, clocks, neighbours. Control Ops, measured throughout, and
 Ops that are visited again show it. The model of the value y of one Visit of Op o at time t is
 
-    log y = mu[o] + (1 + b[o]) · sum_c w[kind(o), c] · d_c(t) + g(t) + noise
+    log y = mu[o] + (1 + b[o]) · (sum_c w[kind(o), c] · d_c(t) + v[kind(o)] · g(t)) + noise
 
 d_c is the smoothed log-slowdown of control Op c; w says how much an Op of this kind feels of it (contention slows
 memory-bound Ops more), shrunk towards one weight for all kinds, and b[o] a single Op's own sensitivity, shrunk towards
@@ -32,6 +32,8 @@ REFERENCE_STATE = "the quietest tenth of the measured time, when the control Ops
 _REST_SPANS = (8.0, 32.0, 128.0)
 _PRIOR_COMMON, _PRIOR_KIND, _PRIOR_OP = 0.5, 0.3, 0.3
 _FOLDS = 5
+#: How many Visits' worth the noise of all Ops weighs against an Op's own.
+_PRIOR_VISITS = 4.0
 _MIN_VISITS = 20
 Ints = npt.NDArray[np.intp]
 
@@ -79,6 +81,7 @@ class _Data(NamedTuple):
     subject: Ints
     kind: Ints  # per Visit
     slow: Floats  # (visits, controls): d_c at each Visit, relative to the reference state
+    noise: Floats  # standard deviation of each Visit's log value
 
 
 class _Form(NamedTuple):
@@ -88,15 +91,21 @@ class _Form(NamedTuple):
     span: float | None  # of the shared rest g
 
     def __str__(self) -> str:
-        rest = "" if self.span is None else f" + shared rest over {self.span:g} Visits"
         names = {
             "none": "no controls",
             "equal": "controls, weighted equally",
             "pooled": "controls, one weight each",
-            "kind": "controls, weights per kind of Op",
-            "op": "controls, weights per kind and Op",
+            "kind": "weights per kind of Op",
+            "op": "weights per kind of Op and per Op",
         }
-        return names[self.weights] + rest
+        rest = "" if self.span is None else f", shared rest over {self.span:g} Visits"
+        return "nothing" if self == _NOTHING else names[self.weights] + rest
+
+
+class _Fit(NamedTuple):
+    total: Floats  # log-slowdown of every Visit
+    weights: Floats  # (kinds, controls + 1): the last column is the gain on the shared rest
+    rest: Floats  # g at every Visit
 
 
 _NOTHING = _Form("none", None)
@@ -127,16 +136,18 @@ def fit_drift(
     slow_all, labels = _control_slowdowns(time, logs, code, names, control, seed)
     reference = _quietest(slow_all.mean(axis=1)) if labels else np.ones(len(time), bool)
     slow_all = slow_all - slow_all[reference].mean(axis=0) if len(time) else slow_all
-    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow_all[ops])
+    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow_all[ops], np.ones(ops.sum()))
+    data = data._replace(noise=_noise(data))
     kinds_here = kind_names[np.unique(kind_code[ops])].tolist()
 
-    chosen, validation = _select(data, bool(labels), seed)
-    total, weights, rest = _fit(data, np.ones(len(data.y), bool), chosen)
+    chosen, validation = _select(data, seed)
+    fit = _fit(data, np.ones(len(data.y), bool), chosen)
+    total = fit.total
     if chosen.span is not None:
         # The shared rest has no level of its own: it too is zero in the reference state.
-        quiet = reference[ops] if labels else _quietest(rest)
+        quiet = reference[ops] if labels else _quietest(fit.rest)
         if quiet.any():
-            total = total - rest[quiet].mean()
+            total = total - fit.weights[data.kind, -1] * fit.rest[quiet].mean()
     if not labels:
         tail = "corrected from repeated Visits alone" if chosen.span is not None else "uncorrected"
         warnings.append(f"no control Visits: {tail}")
@@ -153,12 +164,13 @@ def fit_drift(
     if span > 10.0:
         warnings.append(f"drift span {span:.0f} %: corrected numbers lean on the drift model")
     spread, left = _spread(data, data.y, kinds_here), _spread(data, data.y - total, kinds_here)
+    columns = [*labels, "shared rest"]
     table = {
-        k: dict(zip(labels, map(float, weights[i]), strict=True))
+        k: dict(zip(columns, map(float, fit.weights[i]), strict=True))
         for i, k in enumerate(kinds_here)
-        if chosen.weights != "none"
+        if chosen != _NOTHING
     }
-    return Drift(out, str(chosen) if chosen != _NOTHING else "none", span, left, spread, table, validation,
+    return Drift(out, str(chosen), span, left, spread, table, validation,
                  int(control.sum()), warnings=tuple(warnings))  # fmt: skip
 
 
@@ -188,13 +200,32 @@ def _dense(code: Ints) -> Ints:
     return np.asarray(np.unique(code, return_inverse=True)[1], np.intp)
 
 
-def _select(data: _Data, controls: bool, seed: int) -> tuple[_Form, dict[str, float]]:
+def _noise(data: _Data) -> Floats:
+    """Standard deviation of each Visit's log value: its Op's own, drawn towards that of all Ops."""
+    if not len(data.y):
+        return np.ones(0)
+    first = _fit(data, np.ones(len(data.y), bool), _Form("equal", _REST_SPANS[1]))
+    z = data.y - first.total
+    residual = z - _levels(z, data, np.ones(len(z)))[data.subject]
+    count = np.bincount(data.subject)
+    many = count[data.subject] > 1
+    if not many.any():
+        return np.ones(len(z))
+    usual = max(1.4826 * float(np.median(np.abs(residual[many]))), 1e-6)
+    # Winsorised, so that one disturbed Visit does not make an Op look noisy.
+    square = np.bincount(data.subject, np.minimum(np.abs(residual), 3 * usual) ** 2)
+    own = np.sqrt((_PRIOR_VISITS * usual**2 + square) / (_PRIOR_VISITS + np.maximum(count - 1, 0)))
+    return np.asarray(own[data.subject])
+
+
+def _select(data: _Data, seed: int) -> tuple[_Form, dict[str, float]]:
     """The form that predicts held-out Visits best; nothing at all unless it wins by more than a standard error."""
+    controls = bool(data.slow.any())
     count = np.bincount(data.subject)
     repeated = count[data.subject] > 1
     if repeated.sum() < _MIN_VISITS:
         # Too few repeated Visits to learn from: the controls are taken at their word.
-        return (_Form("equal", None) if controls and data.slow.any() else _NOTHING), {}
+        return (_Form("equal", None) if controls else _NOTHING), {}
     fold = _folds(data.subject, seed)
     losses: dict[_Form, Floats] = {}
 
@@ -204,14 +235,15 @@ def _select(data: _Data, controls: bool, seed: int) -> tuple[_Form, dict[str, fl
         return float(losses[form].mean())
 
     forms = [_NOTHING]
-    if controls and data.slow.any():
-        forms += [_Form("equal", None), _Form("pooled", None), _Form("op", None)]
-        if len(np.unique(data.kind)) > 1:
-            forms.append(_Form("kind", None))
+    if controls:
+        forms += [_Form(w, None) for w in ("equal", "pooled", "kind", "op")]
     best = min(forms, key=loss)
-    for weights in {best.weights: None, "none": None}:
-        forms += [_Form(weights, span) for span in _REST_SPANS if span < len(data.y)]
+    spans = [x for x in _REST_SPANS if x < len(data.y)]
+    forms += [_Form(w, x) for w in {best.weights: 0, "none": 0} for x in spans]
     best = min(forms, key=loss)
+    if best.span is not None:
+        forms += [_Form(w, best.span) for w in ("kind", "op")]
+        best = min(forms, key=loss)
     if best != _NOTHING:
         gain = losses[_NOTHING] - losses[best]
         if gain.mean() < gain.std() / np.sqrt(len(gain)):
@@ -231,27 +263,25 @@ def _folds(subject: Ints, seed: int) -> Ints:
 
 
 def _held_out(data: _Data, fold: Ints, form: _Form) -> Floats:
-    """Absolute error of each Visit's log value, predicted from the Visits of other folds."""
+    """Absolute error of each Visit's log value, predicted from the Visits of other folds, in units of its noise."""
     miss = np.zeros(len(data.y))
     for k in range(_FOLDS):
         out = fold == k
-        total = _fit(data, ~out, form)[0]
-        level = _levels(data.y - total, data.subject, (~out).astype(float))
-        miss[out] = np.abs(data.y - total - level[data.subject])[out]
-    known = np.isfinite(miss)
-    return np.where(known, miss, 0.0)
+        z = data.y - _fit(data, ~out, form).total
+        level = _levels(z, data, (~out).astype(float))
+        miss[out] = (np.abs(z - level[data.subject]) / data.noise)[out]
+    return np.where(np.isfinite(miss), miss, 0.0)
 
 
-def _levels(z: Floats, subject: Ints, weight: Floats) -> Floats:
+def _levels(z: Floats, data: _Data, weight: Floats) -> Floats:
     """Robust level of each subject, shape (subjects,); NaN where it has no weight."""
-    subjects = int(subject.max()) + 1 if len(subject) else 0
-    w = weight
-    level = np.zeros(subjects)
+    subject, subjects = data.subject, _count(data.subject)
+    w, level = weight, np.zeros(subjects)
     for _ in range(4):
         mass = np.bincount(subject, w, subjects)
         with np.errstate(invalid="ignore", divide="ignore"):
             level = np.bincount(subject, w * z, subjects) / mass
-        residual = z - level[subject]
+        residual = (z - level[subject]) / data.noise
         use = (weight > 0) & np.isfinite(residual)
         if not use.any():
             break
@@ -261,72 +291,81 @@ def _levels(z: Floats, subject: Ints, weight: Floats) -> Floats:
     return level
 
 
-def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> tuple[Floats, Floats, Floats]:
-    """Fit one form to the Visits of ``train``.
+def _count(code: Ints) -> int:
+    return int(code.max()) + 1 if len(code) else 0
 
-    Gives the total log-slowdown of every Visit, the weights (kinds, controls), and the shared rest of every Visit.
-    """
-    n, controls = len(data.y), data.slow.shape[1]
-    kinds = int(data.kind.max()) + 1 if n else 0
-    weights = np.full((kinds, controls), 1.0 / controls if controls and form.weights != "none" else 0.0)
-    own = np.zeros(int(data.subject.max()) + 1 if n else 0)
+
+def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
+    """Fit one form to the Visits of ``train``, by turns: weights, then the shared rest of what they leave."""
+    n, controls, kinds = len(data.y), data.slow.shape[1], _count(data.kind)
+    weights = np.zeros((kinds, controls + 1))
+    weights[:, :controls] = 1.0 / max(controls, 1) if form.weights != "none" else 0.0
+    weights[:, -1] = 1.0
+    own = np.zeros(_count(data.subject))
     rest = np.zeros(n)
-    base = train.astype(float)
-    for _ in range(1 if form.span is None else 3):
-        explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
-        if form.weights in ("pooled", "kind", "op"):
-            weights, own = _fit_weights(data, base, data.y - rest, form.weights)
-            explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
+    weight = train / data.noise**2
+
+    def felt(columns: Floats, part: slice) -> Floats:
+        w = weights[data.kind]
+        return np.asarray((columns[:, part] * w[:, part]).sum(axis=1) * (1.0 + own[data.subject]))
+
+    for turn in range(1 if form.span is None else 3):
+        columns = np.column_stack([data.slow, rest])
+        if form.weights in ("pooled", "kind", "op") and (controls or turn):
+            weights, own = _fit_weights(data, weight, columns, form.weights)
         if form.span is not None:
-            left = data.y - explained
-            centred = left - _levels(left - rest, data.subject, base)[data.subject]
-            use = train & np.isfinite(centred)
-            rest = smooth(data.time[use], centred[use], data.time, form.span)
-    explained = (data.slow * weights[data.kind]).sum(axis=1) * (1.0 + own[data.subject])
-    return explained + rest, weights, rest
+            left = data.y - felt(columns, slice(0, controls))
+            centred = (
+                left - _levels(left - felt(columns, slice(controls, None)), data, train.astype(float))[data.subject]
+            )
+            gain = weights[data.kind, -1] * (1.0 + own[data.subject])
+            use = train & np.isfinite(centred) & (gain > 0.1)
+            if use.any():
+                share = gain[use] ** 2 * weight[use]
+                rest = smooth(data.time[use], centred[use] / gain[use], data.time, form.span, share / share.mean())
+    return _Fit(felt(np.column_stack([data.slow, rest]), slice(0, None)), weights, rest)
 
 
-def _fit_weights(data: _Data, base: Floats, y: Floats, form: str) -> tuple[Floats, Floats]:
-    """Weights (kinds, controls) and sensitivities (subjects,) by ridge regression with Huber's loss.
+def _fit_weights(data: _Data, base: Floats, design_common: Floats, form: str) -> tuple[Floats, Floats]:
+    """Weights (kinds, columns) and sensitivities (subjects,) by ridge regression with Huber's loss.
 
-    One weight per control is drawn towards equal shares, each kind's deviation and each Op's sensitivity towards zero.
+    Columns are the controls and the shared rest. One weight per control is drawn towards equal shares, that of the rest
+    towards one, each kind's deviation and each Op's sensitivity towards zero.
     """
-    controls, kinds, subjects = data.slow.shape[1], int(data.kind.max()) + 1, int(data.subject.max()) + 1
-    per_kind = form in ("kind", "op") and kinds > 1
-    columns = controls * (1 + kinds) if per_kind else controls
-    prior = np.zeros(columns)
-    prior[:controls] = 1.0 / controls
-    tightness = np.full(columns, _PRIOR_KIND**-2)
-    tightness[:controls] = _PRIOR_COMMON**-2
-    design = np.zeros((len(y), columns))
-    design[:, :controls] = data.slow
+    y, columns, kinds, subjects = data.y, design_common.shape[1], _count(data.kind), _count(data.subject)
+    per_kind = form in ("kind", "op")
+    width = columns * (1 + kinds) if per_kind else columns
+    prior, tightness = np.zeros(width), np.full(width, _PRIOR_KIND**-2)
+    prior[: columns - 1], prior[columns - 1] = 1.0 / max(columns - 1, 1), 1.0
+    tightness[: columns - 1] = _PRIOR_COMMON**-2
+    tightness[columns - 1] = 1e6  # the size of the shared rest is in the rest itself
+    design = np.zeros((len(y), width))
+    design[:, :columns] = design_common
     if per_kind:
-        for c in range(controls):
-            design[np.arange(len(y)), controls * (1 + data.kind) + c] = data.slow[:, c]
+        for c in range(columns):
+            design[np.arange(len(y)), columns * (1 + data.kind) + c] = design_common[:, c]
     w, beta = base, prior
     for _ in range(4):
         mass = np.maximum(np.bincount(data.subject, w, subjects), 1e-9)
         centre = np.stack([np.bincount(data.subject, w * col, subjects) / mass for col in design.T], axis=1)
         x = design - centre[data.subject]
         z = y - (np.bincount(data.subject, w * y, subjects) / mass)[data.subject]
-        residual = z - x @ beta
+        residual = (z - x @ beta) / data.noise
         use = base > 0
-        noise = max(1.4826 * float(np.median(np.abs(residual[use]))), 1e-6)
+        excess = max(1.4826 * float(np.median(np.abs(residual[use]))), 1e-3)
         w = base.copy()
         w[use] = base[use] * huber_weights(residual[use])
-        gram = (x * w[:, None]).T @ x + noise**2 * np.diag(tightness)
-        beta = np.linalg.solve(gram, x.T @ (w * z) + noise**2 * tightness * prior)
-    weights = np.tile(beta[:controls], (kinds, 1))
+        gram = (x * w[:, None]).T @ x + excess**2 * np.diag(tightness)
+        beta = np.linalg.solve(gram, x.T @ (w * z) + excess**2 * tightness * prior)
+    weights = np.tile(beta[:columns], (kinds, 1))
     if per_kind:
-        weights += beta[controls:].reshape(kinds, controls)
+        weights += beta[columns:].reshape(kinds, columns)
     own = np.zeros(subjects)
     if form == "op":
-        felt = (data.slow * weights[data.kind]).sum(axis=1)
+        felt = (design_common * weights[data.kind]).sum(axis=1)
         felt = felt - (np.bincount(data.subject, w * felt, subjects) / mass)[data.subject]
-        left = z - felt
-        noise = max(1.4826 * float(np.median(np.abs(left[base > 0]))), 1e-6)
-        own = np.bincount(data.subject, w * felt * left, subjects) / (
-            np.bincount(data.subject, w * felt**2, subjects) + (noise / _PRIOR_OP) ** 2
+        own = np.bincount(data.subject, w * felt * (z - felt), subjects) / (
+            np.bincount(data.subject, w * felt**2, subjects) + (excess / _PRIOR_OP) ** 2
         )
     return weights, own
 
@@ -336,7 +375,7 @@ def _spread(data: _Data, z: Floats, kinds: list[str]) -> dict[str, float]:
     if not len(z):
         return {}
     count = np.bincount(data.subject)
-    rest = z - _levels(z, data.subject, np.ones(len(z)))[data.subject]
+    rest = z - _levels(z, data, np.ones(len(z)))[data.subject]
     out = {}
     for i, kind in enumerate(kinds):
         use = (data.kind == i) & (count[data.subject] > 1)

@@ -117,7 +117,7 @@ def test_a_known_drift_is_recovered(drift: Callable[[float], float], seed: int) 
 def test_kinds_that_feel_more_are_given_more() -> None:
     s = simulate(hump)
     d = s.fit()
-    slow = {k: sum(w * CONTROLS[c] for c, w in row.items()) for k, row in d.weights.items()}
+    slow = {k: sum(row[c] * felt for c, felt in CONTROLS.items()) for k, row in d.weights.items()}
     assert slow == {k: pytest.approx(v, abs=0.12) for k, v in KINDS.items()}
     assert d.residual_percent["memory"] < 0.3 * d.spread_percent["memory"]
     assert d.span_percent == pytest.approx(100 * np.expm1(1.6 * 0.3), abs=6)
@@ -125,8 +125,8 @@ def test_kinds_that_feel_more_are_given_more() -> None:
 
 def test_single_ops_that_differ_from_their_kind_are_followed() -> None:
     s = simulate(hump, own=0.3, rounds=8, outliers=0.0)
-    assert "per kind and Op" in s.fit().model
-    assert s.table_error(s.fit()) < 0.008
+    assert "per Op" in s.fit().model
+    assert s.table_error(s.fit()) < 0.01
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -173,7 +173,7 @@ def test_without_controls_and_drift_it_says_that_nothing_was_corrected() -> None
     d = s.fit()
     assert d.warnings == ("no control Visits: uncorrected",)
     assert not d.log_slowdown.any()
-    assert (d.model, d.controls, d.span_percent) == ("none", 0, 0.0)
+    assert (d.model, d.controls, d.span_percent) == ("nothing", 0, 0.0)
 
 
 def test_ops_measured_once_lean_on_the_controls_alone() -> None:
