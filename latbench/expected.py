@@ -1,6 +1,6 @@
 """Expected latency of a distribution over architectures, differentiable in its probabilities.
 
-With independent choice probabilities p the expectation is E(p) = Σ_a Π_i p_i(a_i) · latency(a) (Cai et al. 2019, eq. 6,
+With independent choice probabilities p the expectation is E(p) = Σ_a Π_i p_i(a_i) · latency(a) (Cai et al. 2019, eq. 5–6,
 for additive spaces). It is exact where costs add up over positions, and where the space is small enough to enumerate;
 else it is sampled, by conditional means: ∂E/∂p_i(c) = E[latency(a) | a_i = c].
 """
@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from latbench.errors import ConfigError, NotAdditiveError, NotInstalledError, UnsupportedOpError
-
-try:
-    import torch
-except ModuleNotFoundError as e:
-    raise NotInstalledError("torch", "pip install 'latbench[search]'", "a differentiable latency needs it") from e
+from latbench.errors import ConfigError, NotAdditiveError, UnsupportedOpError
+from latbench.with_torch import torch
 
 if TYPE_CHECKING:
     from latbench.space import CostModel, SearchSpace

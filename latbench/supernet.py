@@ -19,8 +19,9 @@ from latbench.network import Block
 from latbench.op import Op
 from latbench.space import Arch, SearchSpace
 from latbench.torch_build import TorchNetwork
-from latbench.torch_layers import Function, Tensor, nn
+from latbench.torch_layers import Function
 from latbench.weights import network_weights
+from latbench.with_torch import Tensor, nn
 
 #: How many architectures' wirings are remembered.
 PLANS = 1024

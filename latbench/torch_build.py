@@ -15,8 +15,9 @@ import numpy as np
 
 from latbench.errors import ModelError, UnsupportedOpError
 from latbench.network import Network
-from latbench.torch_layers import FLOATS, WEIGHT_NAMES, Tensor, layer, nn, torch
+from latbench.torch_layers import FLOATS, WEIGHT_NAMES, layer
 from latbench.weights import network_weights
+from latbench.with_torch import Tensor, nn, torch
 
 if TYPE_CHECKING:
     from latbench.network import Weights
