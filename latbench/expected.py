@@ -1,8 +1,8 @@
 """Expected latency of a distribution over architectures, differentiable in its probabilities.
 
-With independent choice probabilities p the expectation is E(p) = Σ_a Π_i p_i(a_i) · latency(a) (Cai et al. 2019, eq. 5–6,
-for additive spaces). It is exact where costs add up over positions, and where the space is small enough to enumerate;
-else it is sampled, by conditional means: ∂E/∂p_i(c) = E[latency(a) | a_i = c].
+With independent choice probabilities p the expectation is E(p) = Σ_a Π_i p_i(a_i) · latency(a); for additive spaces
+that is Cai et al. 2019, eq. 5 and 6. It is exact where costs add up over positions, and where the space is small enough
+to enumerate; else it is sampled, by conditional means: ∂E/∂p_i(c) = E[latency(a) | a_i = c].
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from latbench.errors import ConfigError
 if TYPE_CHECKING:
     from latbench.device import Device
     from latbench.predictor import Predictor
+    from latbench.profile import Profile
+    from latbench.setting import Setting
     from latbench.space import SearchSpace
 
 
@@ -32,15 +34,22 @@ def load_space(name: str, **params: Any) -> SearchSpace:
     return space
 
 
-def load_device(name_or_path: str | Path) -> Device:
-    """The device of a bundled profile's name or of a profile TOML; see :mod:`latbench.profiled_device`."""
+def load_device(profile: str | Path | Profile) -> Device:
+    """A device by the name of a bundled profile, the path of a TOML file, or a :class:`Profile`. It is not open yet.
+
+    Raises :class:`ConfigError` naming the file and the dotted key; see :mod:`latbench.profiled_device`.
+    """
     from latbench import profiled_device
 
-    return profiled_device.load_device(name_or_path)
+    return profiled_device.load_device(profile)
 
 
-def load_predictor(path: str | Path) -> Predictor:
-    """A saved predictor, a folder with ``card.json``; see :mod:`latbench.predictors.files`."""
+def load_predictor(path: str | Path, *, setting: Setting | None = None) -> Predictor:
+    """A saved predictor from its folder, or a bundled one by name.
+
+    With ``setting``, a predictor of another Setting raises :class:`SettingMismatchError`. A folder that cannot be
+    trusted raises :class:`FileFormatError`; see :mod:`latbench.predictors.files`.
+    """
     from latbench.predictors import files
 
-    return files.load_predictor(path)
+    return files.load_predictor(path, setting=setting)
