@@ -90,7 +90,7 @@ def _typed(kind: str, name: str, a: Attribute, value: Any, n: int) -> Any:
             raise wrong
         return value
     if a.type == "float":
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (float, int, Real)) or not isfinite(value):
             raise wrong
         return float(value)
     single = a.type in ("int", "axis")
@@ -98,7 +98,7 @@ def _typed(kind: str, name: str, a: Attribute, value: Any, n: int) -> Any:
     if not isinstance(entries, (tuple, list)):
         raise wrong
     for v in entries:
-        if isinstance(v, bool) or not isinstance(v, Integral) or (a.low is not None and v < a.low):
+        if isinstance(v, bool) or not isinstance(v, (int, Integral)) or (a.low is not None and v < a.low):
             raise wrong
     if a.length is not None and len(entries) != a.length(n):
         raise ModelError(f"{kind}: {name} needs {a.length(n)} entries for {n} spatial dimensions, not {value!r}")

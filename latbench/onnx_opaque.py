@@ -53,7 +53,7 @@ def opaque(
     names |= {t: f"o{i}" for i, t in enumerate(node.output) if t}
     names |= {t: f"t{i}" for i, t in enumerate(inner)}
     canonical = renamed(node, lambda t: names[t])
-    canonical.name = canonical.doc_string = ""
+    _strip(canonical)
     values = {names[t]: constants[t] for t in kept}
     small = {n: v for n, v in values.items() if _by_value(v)}
     op = Op.make(
@@ -200,6 +200,24 @@ def _rename(node: onnx.NodeProto, name: Callable[[str], str]) -> None:
             s.values.name = name(s.values.name)
         for n in g.node:
             _rename(n, name)
+
+
+def _strip(node: onnx.NodeProto) -> None:
+    """Remove what says nothing about the work: names of nodes and graphs, notes, the order of attributes."""
+    for name in ("name", "doc_string", "metadata_props", *(() if _domain(node.domain) else ("domain",))):
+        node.ClearField(name)
+    ordered = sorted(node.attribute, key=lambda a: a.name)
+    copies = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in ordered]
+    del node.attribute[:]
+    node.attribute.extend(copies)
+    for a in node.attribute:
+        a.ClearField("doc_string")
+    for i, g in enumerate(subgraphs(node)):
+        g.name = f"g{i}"
+        g.ClearField("doc_string")
+        g.ClearField("metadata_props")
+        for n in g.node:
+            _strip(n)
 
 
 def _by_value(v: Array) -> bool:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import isfinite, prod
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -90,9 +90,9 @@ def _freeze(value: Any) -> Attr:
         return tuple(_freeze(v) for v in value)
     if isinstance(value, (bool, str)):
         return value
-    if isinstance(value, Integral):
+    if isinstance(value, (int, Integral)):
         return int(value)
-    if isinstance(value, Real) and isfinite(value):
+    if isinstance(value, (float, Real)) and isfinite(value):
         return float(value) + 0.0  # -0.0 and 0.0 are one number, hence one key
     raise ModelError(f"an Op attribute must be a finite number, a string or a tuple of them, not {value!r}")
 
@@ -158,11 +158,7 @@ class Op:
         cls, level: str, kind: str, inputs: tuple[TensorSpec, ...], quant: str, density: float, attrs: Mapping[str, Any]
     ) -> Op:
         if level == "primitive":
-            from latbench.primitives import canonical
-
-            op = cls("primitive", kind, inputs, _frozen(canonical(kind, inputs, attrs)), quant, density)
-            _ = op.outputs
-            return op
+            return _primitive(kind, inputs, quant, density, _Attrs(attrs))
         if level == "block":
             return cls("block", kind, inputs, _frozen(attrs), quant, density)
         raise ModelError(f"Op.make builds primitives and blocks, not {level!r}; units come from Op.unit")
@@ -354,6 +350,31 @@ class Op:
         if len(shape) == 4:
             parts.append(f"@{shape[2]}" if shape[2] == shape[3] else f"@{shape[2]}x{shape[3]}")
         return " ".join(parts)
+
+
+class _Attrs:
+    """Attributes as given, as a cache key: by their text, in which 1, 1.0 and True differ."""
+
+    __slots__ = ("given", "text")
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given, self.text = given, repr(given)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Attrs) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@lru_cache(maxsize=1 << 15)
+def _primitive(kind: str, inputs: tuple[TensorSpec, ...], quant: str, density: float, attrs: _Attrs) -> Op:
+    # A space builds the same few hundred primitives again and again; their key and work are computed once.
+    from latbench.primitives import canonical
+
+    op = Op("primitive", kind, inputs, _frozen(canonical(kind, inputs, attrs.given)), quant, density)
+    _ = op.outputs
+    return op
 
 
 def _short(key: str) -> str:
