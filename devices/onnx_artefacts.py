@@ -99,6 +99,8 @@ class Artefacts:
                 else:
                     alone[name] = result.message
             elif isinstance(s, Network):
+                for i, node in enumerate(result.graph.node):
+                    node.name = node.name or f"node_{i}"  # the profiler tells nodes by name
                 made[name] = self._store(name, result.SerializeToString(), "whole", "feeds", {})
             else:
                 graph = self._graph(result, wrapped[name])

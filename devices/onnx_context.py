@@ -79,15 +79,17 @@ def cut_block(graph: RuntimeGraph, w: Wrapped) -> bytes:
         if (g := alone.get(producers[t].name)) is None:
             raise NotCleanError(f"the runtime fuses {t!r}, the layer before, with the Op")
         border.add(g)
+    tails = {producers[a].inputs[0]: a for a in w.after}
+    if set(w.inputs) & {graph.alias.get(r) for t in w.after for r in _read_by(graph, t)}:
+        raise NotCleanError("the runtime removes it: nothing of it is left in a network")
     ends: list[str] = []
-    tails = iter(w.after)
     for t in w.outputs:
-        tail = next((a for a in w.after if producers[a].inputs[0] == t), None)
+        tail = tails.get(t)
         if tail is None:
             ends.append(t)
             continue
         if (g := alone.get(producers[tail].name)) is None:
-            raise NotCleanError(f"the runtime fuses {next(tails)!r}, the layer behind, with the Op")
+            raise NotCleanError(f"the runtime fuses {tail!r}, the layer behind, with the Op")
         found = [r for r in graph.groups[g].inputs if graph.alias.get(r) == t]
         if len(found) != 1 or len(graph.groups[g].inputs) != 1:
             raise NotCleanError(f"the layer behind reads {graph.groups[g].inputs}")
@@ -109,6 +111,11 @@ def cut_block(graph: RuntimeGraph, w: Wrapped) -> bytes:
         raise NotCleanError("the runtime removes it: nothing of it is left in a network")
     nodes = [i for g in chosen for i in graph.groups[g].nodes]
     return graph.cut(nodes, sorted(set(begins), key=begins.index), list(dict.fromkeys(ends)))
+
+
+def _read_by(graph: RuntimeGraph, tensor: str) -> list[str]:
+    """What the group reads that makes a tensor of the network."""
+    return [r for g in graph.groups if any(graph.alias.get(t) == tensor for t in g.outputs) for r in g.inputs]
 
 
 def cut_unit(graph: RuntimeGraph, op: Op) -> bytes | None:

@@ -188,7 +188,9 @@ class RuntimeGraph:
         blocked = any(t in self.blocked for t in (*g.outputs, *g.inputs, *last.output))
         layout: dict[str, Any] = {"layout": f"nchw{self.block}c"} if blocked else {}
         specs = [self.net.tensors[t] for t in begins]
-        name, provider = last.name, "CPUExecutionProvider"
+        # onnxruntime numbers conversions differently each time: their tensor is the better name.
+        given = last.name and not (last.domain == NCHWC and last.op_type in REORDERS)
+        name, provider = last.name if given else f"{last.op_type}({ends[0]})", "CPUExecutionProvider"
         covered = self._between(begins, ends)
         if not covered:
             spec = self.net.tensors[ends[0]]
@@ -280,12 +282,14 @@ def without_duplicates(net: Network) -> tuple[Network, dict[str, str]]:
         inputs = tuple(merged.get(t, t) for t in n.inputs)
         alike = seen.setdefault((n.op.key, inputs), [])
         first = next((m for m in alike if _equal_weights(net, n, m)), None)
-        if first is not None and not set(n.outputs) & set(net.outputs):
+        if first is not None:
             merged.update(zip(n.outputs, first.outputs, strict=True))
         else:
             alike.append(n)
             nodes.append(Node(n.name, n.op, inputs, n.outputs) if inputs != n.inputs else n)
-    return (net.replace(nodes=tuple(nodes)) if merged else net), merged
+    if not merged:
+        return net, merged
+    return net.replace(nodes=tuple(nodes), outputs=tuple(merged.get(t, t) for t in net.outputs)), merged
 
 
 def _equal_weights(net: Network, a: Node, b: Node) -> bool:

@@ -32,6 +32,17 @@ def check_coverage(units: Sequence[Unit], net: Network) -> None:
         raise ModelError(f"{net.name}: the runtime's graph covers {wrong[:5]} {[times[n] for n in wrong[:5]]} times")
 
 
+def graph_of(optimised: onnx.ModelProto, net: Network, block: int) -> RuntimeGraph:
+    """An optimised graph in terms of the network that it was made from."""
+    import onnx
+
+    if net.source is None:
+        names = {n.name: n.outputs[0] for n in net.nodes}
+    else:
+        names = node_names(onnx.load_model_from_string(net.source))
+    return RuntimeGraph(optimised, net, names, block)
+
+
 def units_of(
     optimised: onnx.ModelProto, net: Network, block: int, to_onnx: Callable[[Network], onnx.ModelProto], again: Optimise
 ) -> list[Unit]:
@@ -39,12 +50,8 @@ def units_of(
 
     Raises :class:`ModelError`.
     """
-    import onnx
-
-    original = onnx.load_model_from_string(net.source) if net.source else None
-    names = node_names(original) if original else {n.name: n.outputs[0] for n in net.nodes}
     try:
-        units = RuntimeGraph(optimised, net, names, block).units
+        units = graph_of(optimised, net, block).units
         check_coverage(units, net)
     except ModelError:
         if net.source is None:

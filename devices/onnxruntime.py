@@ -30,7 +30,7 @@ from latbench.visit import Failure
 
 from .machine_checks import machine_checks
 from .onnx_artefacts import Artefacts, block_size, probe_model
-from .onnx_units import units_from_json, units_name, units_of, units_to_json
+from .onnx_units import graph_of, units_from_json, units_name, units_of, units_to_json
 
 if TYPE_CHECKING:
     import onnx
@@ -221,7 +221,9 @@ class OnnxRuntime(RunnerRuntime):
         return plan(setting, net)
 
     def profile_units(self, net: Network, runs: int = 20) -> dict[str, float]:
-        """Runtime node name → mean nanoseconds, by onnxruntime's profiler."""
+        """Unit name → mean nanoseconds, by onnxruntime's profiler."""
+        import onnx
+
         artefact = self.artefacts([net])[net.key]
         if artefact.path is None:
             raise _error(artefact)
@@ -233,7 +235,12 @@ class OnnxRuntime(RunnerRuntime):
             e = talk.event(self.build_timeout_s, "it profiled a network")
         if e["event"] == "failed":
             raise ModelError(f"{net.name}: {e.get('message')}")
-        return {str(n): float(us) * 1000.0 for n, us in self._expect(e, "profile")["nodes"].items()}
+        us = {str(n): float(t) for n, t in self._expect(e, "profile")["nodes"].items()}
+        graph = graph_of(onnx.load_model(artefact.path), net, self.block)
+        return {
+            u.name: 1000.0 * sum(us.get(graph.nodes[i].name, 0.0) for i in g.nodes)
+            for g, u in zip(graph.groups, graph.units, strict=True)
+        }
 
     def checks(self) -> list[Check]:
         """Is this machine fit to measure?"""

@@ -19,8 +19,7 @@ def control_ops(last_level_kib: int | None = None) -> dict[str, Op]:
     The memory-bound one reads and writes once the size of the last-level cache each (a power of two, 4–32 MiB), so
     that its stream is twice as large as the cache.
     """
-    size = 1 << min(25, max(22, (last_level_kib or 32768) * 1024 - 1).bit_length())
-    size = min(size, 1 << 25)
+    size = 1 << min(25, max(22, ((last_level_kib or 32768) * 1024 - 1).bit_length()))
     conv = Op.make(
         "conv", [TensorSpec((1, 64, 14, 14))], out_channels=64, kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1),
         dilation=(1, 1), groups=1, bias=False,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latbench.transport import Transport
 
 #: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
-ARTEFACT_VERSION = 2
+ARTEFACT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def prune(folder: Path, limit_bytes: int = 4 << 30) -> None:
-    """If a cache folder holds more than ``limit_bytes``, remove its oldest files until it holds three quarters of it."""
+    """If a cache folder holds more than ``limit_bytes``, remove its oldest files down to three quarters of that."""
     found = []
     for f in folder.iterdir():
         try:

@@ -1,0 +1,79 @@
+"""The real runner, made to misbehave: for tests of what the host does then.
+
+``FAULT`` says how, ``FAULT_AT`` at which visit (counted from 1, control visits not), ``REAL_RUNNER`` where the real
+runner is.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+
+spec = importlib.util.spec_from_file_location("real_runner", os.environ["REAL_RUNNER"])
+runner = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(runner)
+
+FAULT, AT = os.environ.get("FAULT", ""), int(os.environ.get("FAULT_AT", "2"))
+count = 0
+say = runner.Talk.say
+
+
+def line(talk, text):
+    talk.out.write(text + "\n")
+    talk.out.flush()
+
+
+def misbehave(talk, event, **values):
+    global count
+    count += event == "visit" and values["role"] != "control"
+    if event == "hello":
+        if FAULT == "hello-without-environment":
+            values["environment"] = None
+        if FAULT == "no-runtime":
+            values["runtime_version"] = None
+        if FAULT == "no-cpu-provider":
+            values["providers"] = ["OtherExecutionProvider"]
+    if event != "visit" or values["role"] == "control" or count != AT:
+        return say(talk, event, **values)
+    samples = values["samples_ns"]
+    if FAULT == "garbage":
+        return line(talk, "Segmentation fault (core dumped)")
+    if FAULT == "noise-before":
+        line(talk, "a library says hello")
+        return say(talk, event, **values)
+    if FAULT == "nan":
+        return line(talk, '{"schema":1,"event":"visit","uid":"' + values["uid"] + '","samples_ns":[NaN]}')
+    if FAULT == "schema":
+        return line(talk, '{"schema":99,"event":"visit"}')
+    if FAULT == "half-a-line":
+        talk.out.write('{"schema":1,"event":"vis')
+        talk.out.flush()
+        os._exit(3)
+    if FAULT == "hang":
+        time.sleep(600)
+    if FAULT == "die":
+        sys.stderr.write("out of memory: killed\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), 9)
+    if FAULT == "done-early":
+        return say(talk, "done", wall_ns=1, spent_ns={})
+    values.update(
+        {
+            "negative": {"samples_ns": [-s for s in samples]},
+            "zero": {"samples_ns": [0 for s in samples]},
+            "empty": {"samples_ns": []},
+            "float": {"samples_ns": [s + 0.5 for s in samples]},
+            "text": {"samples_ns": "fast"},
+            "wait-longer-than-run": {"wait_ns": [s + 1 for s in samples]},
+            "wrong-slot": {"slot": "another"},
+            "wrong-subject": {"subject": "another"},
+            "wrong-run": {"uid": "another-1"},
+            "backwards": {"ended": values["started"] - 1},
+            "odd-failure": {"failure": "it broke"},
+        }.get(FAULT, {})
+    )
+    return say(talk, event, **values)
+
+
+runner.Talk.say = misbehave
+runner.main()

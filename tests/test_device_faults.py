@@ -1,0 +1,147 @@
+"""A device that misbehaves: each fault gets a typed error that says what and where, and what was measured stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from latbench.device import Job
+from latbench.errors import ConfigError, DeviceDiedError, DeviceTimeoutError, NotInstalledError, ProtocolError
+from latbench.op import Op, TensorSpec
+from latbench.profile import Profile
+from latbench.profiled_device import ProfiledDevice
+from latbench.protocol import Protocol
+from latbench.visit import Visit
+
+REAL = files("latbench.devices.runners").joinpath("onnxruntime_runner.py")
+QUICK = Protocol(warmup_runs=1, warmup_max_ms=1, min_runs=3, max_runs=3, min_ms=0, visit_timeout_s=5)
+JOBS = [Job(f"slot-{i}", Op.make("relu", [TensorSpec((1, 16 + i))])) for i in range(3)]
+Make = Callable[..., ProfiledDevice]
+
+
+FAULTY = str(Path(__file__).with_name("faulty_runner.py"))
+
+
+@pytest.fixture(scope="module")
+def device(artefact_cache: Path) -> Iterator[ProfiledDevice]:
+    """An open local device whose runner commits the fault that ``FAULT`` names, at its second visit."""
+    profile = Profile(
+        name="faulty",
+        transport={"kind": "local", "env": {"REAL_RUNNER": str(REAL)}},
+        runtime={"kind": "onnxruntime", "runner": FAULTY},
+    )
+    with ProfiledDevice(profile) as d:
+        d.prepare([j.subject for j in JOBS])
+        yield d
+
+
+def take(device: ProfiledDevice, into: list[Visit]) -> None:
+    for v in device.visits(JOBS, QUICK):
+        if v.role != "control":
+            into.append(v)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "garbage", "nan", "schema", "negative", "zero", "empty", "float", "text", "wait-longer-than-run", "wrong-slot",
+        "wrong-subject", "wrong-run", "backwards", "odd-failure", "noise-before",
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_measurement_fails_its_visit_and_the_stream_goes_on(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", fault)
+    take(device, visits)
+    assert [v.slot for v in visits] == ["slot-0", "slot-1", "slot-2"]
+    assert [v.ok for v in visits] == [True, False, True]
+    assert visits[1].failure is not None
+    assert visits[1].failure.kind == "ProtocolError"
+    assert visits[1].samples_ns.size == 0
+    assert len({v.uid for v in visits}) == 3
+
+
+def test_a_device_that_hangs_is_given_up_and_what_was_measured_stays(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", "hang")
+    with pytest.raises(DeviceTimeoutError, match=r"no answer for 5 s while it measured op1:primitive:relu:f32\[1,17\]"):
+        take(device, visits)
+    assert [v.ok for v in visits] == [True]
+
+
+def test_a_device_that_dies_is_reported_with_its_subject_and_last_words(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", "die")
+    with pytest.raises(DeviceDiedError, match=r"(?s)killed by signal 9 .*f32\[1,17\].*out of memory: killed"):
+        take(device, visits)
+    assert [v.ok for v in visits] == [True]
+
+
+def test_a_device_that_dies_in_the_middle_of_a_line_is_reported(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", "half-a-line")
+    with pytest.raises(DeviceDiedError, match="exit code 3"):
+        take(device, visits)
+    assert [v.slot for v in visits if v.ok] == ["slot-0"]
+
+
+def test_a_runner_that_says_done_too_early_is_not_believed(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", "done-early")
+    take(device, visits)
+    assert [v.ok for v in visits] == [True, False, True]
+
+
+def test_after_a_death_the_same_device_measures_again(device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT", "die")
+    with pytest.raises(DeviceDiedError):
+        list(device.visits(JOBS, QUICK))
+    assert [v.ok for v in device.visits(JOBS[:1], QUICK) if v.role != "control"] == [True]
+
+
+def test_a_hello_that_lacks_the_environment_is_a_protocol_error(
+    make_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "hello-without-environment")
+    with pytest.raises(ProtocolError, match="hello lacks"):
+        make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY).open()
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_the_command(
+    make_device: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "no-runtime")
+    with pytest.raises(NotInstalledError, match=r"pip install onnxruntime"):
+        make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY).open()
+
+
+def test_a_provider_that_the_device_lacks_is_refused(make_device: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT", "no-cpu-provider")
+    with pytest.raises(ConfigError, match=r"runtime\.provider.*OtherExecutionProvider"):
+        make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY).open()
+
+
+def test_a_python_that_does_not_exist_is_a_transport_error_naming_it(make_device: Make) -> None:
+    from latbench.errors import TransportError
+
+    with pytest.raises(TransportError, match="/no/such/python"):
+        make_device(python="/no/such/python").open()
+
+
+def test_a_failed_open_leaves_no_work_folder(make_device: Make) -> None:
+    device = make_device(python="/bin/false")
+    with pytest.raises(DeviceDiedError):
+        device.open()
+    assert not device.transport.workdir

@@ -1,0 +1,233 @@
+"""The local CPU through onnxruntime: it conforms, and keeps what it promises beyond that."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latbench.control import CONTROL_KINDS, control_ops, control_subject
+from latbench.device import Device, Job
+from latbench.errors import ConfigError
+from latbench.network import Network, NetworkBuilder
+from latbench.op import Op, TensorSpec
+from latbench.profiled_device import ProfiledDevice
+from latbench.protocol import Protocol
+from latbench.runner import quiet_host
+from latbench.runtime import prune
+from latbench.testing.devices import DeviceConformance, small_conv, small_network
+
+QUICK = Protocol(warmup_runs=1, warmup_max_ms=1, min_runs=3, max_runs=5, min_ms=0)
+Make = Callable[..., ProfiledDevice]
+
+
+class TestLocalCpu(DeviceConformance):
+    """The bundled profile passes the suite that plugins' devices pass."""
+
+    @pytest.fixture
+    def device(self, make_device: Make) -> Device:
+        return make_device()
+
+
+def test_the_setting_holds_every_option_that_changes_numbers(make_device: Make) -> None:
+    with make_device() as a, make_device(graph_optimization="basic") as b:
+        assert a.setting.device == b.setting.device
+        assert a.setting.hash != b.setting.hash
+        assert a.setting.differences(b.setting)[0].startswith("options")
+        assert a.setting.affinity == (max(os.sched_getaffinity(0)),)
+
+
+def test_a_core_that_does_not_exist_is_refused(make_device: Make) -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.affinity.*\[4095\]"):
+        make_device(affinity=[4095]).open()
+
+
+def test_more_threads_than_cores_are_refused(make_device: Make) -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.threads: 4096"):
+        make_device(threads=4096).open()
+
+
+def test_several_threads_are_measured_on_as_many_cores(make_device: Make) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    with make_device(threads=2) as device:
+        assert len(device.setting.affinity) == device.setting.threads == 2
+        (visit,) = [v for v in device.visits([Job("a", small_conv())], QUICK) if v.role != "control"]
+    assert visit.ok
+
+
+def test_an_op_is_measured_in_context_and_a_network_whole(local_device: Device) -> None:
+    jobs = [Job("op", small_conv(16)), Job("net", small_network())]
+    visits = [v for v in local_device.visits(jobs, QUICK) if v.role != "control"]
+    assert [v.boundary for v in visits] == ["in-context", "whole"]
+
+
+def test_an_op_that_cannot_be_separated_is_isolated_and_says_why(local_device: Device) -> None:
+    op = Op.make("identity", [TensorSpec((1, 16, 8, 8))])
+    (visit,) = [v for v in local_device.visits([Job("op", op)], QUICK) if v.role != "control"]
+    assert visit.boundary == "isolated"
+    assert "nothing of it is left" in visit.environment["isolated_because"]
+
+
+def test_a_users_file_is_measured_as_it_is(local_device: Device) -> None:
+    """Two files of one structure and different weights are two artefacts."""
+    runtime = local_device.runtime  # type: ignore[attr-defined]
+    net = small_network()
+    files = [Network.from_onnx(net.to_onnx(seed=s).SerializeToString()) for s in (1, 2)]
+    paths = [runtime.artefacts([f])[f.key].path for f in files]
+    assert files[0].key == files[1].key
+    assert paths[0] != paths[1]
+    assert [v.ok for v in local_device.visits([Job("a", files[0])], QUICK) if v.role != "control"] == [True]
+
+
+def test_all_three_controls_come_often_and_within_their_share(local_device: Device) -> None:
+    # Loading the memory-bound control op costs some 0.1 s once, so that all three need a stream of some seconds.
+    protocol = Protocol(warmup_runs=1, warmup_max_ms=1, min_runs=3, max_runs=10**6, min_ms=100, max_ms=100)
+    visits = list(local_device.visits([Job(str(i), small_conv(8 + 8 * (i % 2))) for i in range(30)], protocol))
+    controls = [v for v in visits if v.role == "control"]
+    assert {v.subject for v in controls} == {control_subject(k) for k in CONTROL_KINDS}
+    assert all(v.ok and not v.slot for v in controls)
+    spent = local_device.last_run["spent_ns"]  # type: ignore[attr-defined]
+    device_ns = sum(ns for what, ns in spent.items() if what != "acknowledge")
+    assert spent["control"] <= 0.1 * device_ns
+    launches = [v.started for v in controls if v.subject == control_subject("launch")]
+    assert len(launches) >= 3
+    assert max(np.diff(launches)) < 2.0
+
+
+def test_control_ops_are_stable_and_differ_in_what_bounds_them() -> None:
+    ops = control_ops(32768)
+    assert [op.key for op in ops.values()] == [op.key for op in control_ops(32768).values()]
+    assert ops["memory"].activation_bytes == 2 * 32 * 1024 * 1024
+    assert ops["compute"].activation_bytes + ops["compute"].weight_bytes < 256 * 1024
+    assert ops["compute"].macs > 10**6
+    assert ops["launch"].activation_bytes < 1024
+    sizes = [control_ops(kib)["memory"].activation_bytes // 2 for kib in (None, 1, 512, 2048, 6144, 32768, 262144)]
+    mib = 1 << 20
+    assert sizes == [32 * mib, 4 * mib, 4 * mib, 4 * mib, 8 * mib, 32 * mib, 32 * mib]
+
+
+def test_the_runner_logs_each_visit_that_the_host_gets(
+    local_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "visits.log"
+    monkeypatch.setenv("LATBENCH_RUNNER_LOG", str(log))
+    visits = list(local_device.visits([Job(f"slot-{i}", small_conv()) for i in range(4)], QUICK))
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(e["uid"], e["slot"]) for e in logged] == [(v.uid, v.slot) for v in visits]
+
+
+def test_a_consumer_that_stops_leaves_at_most_one_visit_that_it_never_got(
+    local_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "visits.log"
+    monkeypatch.setenv("LATBENCH_RUNNER_LOG", str(log))
+    stream = local_device.visits([Job(f"slot-{i}", small_conv()) for i in range(20)], QUICK)
+    got = [next(stream) for _ in range(5)]
+    time.sleep(0.2)
+    stream.close()  # type: ignore[attr-defined]
+    assert [json.loads(line)["uid"] for line in log.read_text().splitlines()] == [v.uid for v in got]
+
+
+def test_the_host_leaves_the_measured_core_and_comes_back() -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("needs two cores")
+    core = max(before)
+    inside: list[set[int]] = []
+    go, stop = threading.Event(), threading.Event()
+
+    def other() -> None:
+        go.wait(10)
+        inside.append(os.sched_getaffinity(0))
+        stop.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with quiet_host([core]):
+        assert core not in os.sched_getaffinity(0)
+        go.set()
+        while not inside:
+            time.sleep(0.001)
+    assert inside == [before - {core}]
+    assert os.sched_getaffinity(0) == before
+    stop.set()
+    thread.join()
+
+
+def test_a_host_with_one_core_stays_where_it_is() -> None:
+    before = os.sched_getaffinity(0)
+    with quiet_host(sorted(before)):
+        assert os.sched_getaffinity(0) == before
+
+
+def test_waiting_for_the_core_is_told_apart_from_running(local_device: Device) -> None:
+    """A spinning process on the measured core makes runs longer by what the scheduler says that they waited."""
+    import subprocess
+    import sys
+
+    core = str(local_device.setting.affinity[0])
+    op = small_conv(64, 28)
+    protocol = Protocol(warmup_runs=1, warmup_max_ms=50, min_runs=10, max_runs=10**6, min_ms=300, max_ms=300)
+    spin = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    burner = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        (v,) = [v for v in local_device.visits([Job("a", op)], protocol) if v.role != "control"]
+    finally:
+        burner.kill()
+        burner.wait()
+    assert v.wait_ns is not None
+    waited, total = v.wait_ns.sum(), v.samples_ns.sum()
+    assert 0.2 < waited / total < 0.95
+    # What is left after subtracting is one population: the longest runs are those that waited.
+    assert np.corrcoef(v.wait_ns, v.samples_ns)[0, 1] > 0.9
+
+
+def test_checks_say_what_was_found_and_what_to_do(local_device: Device) -> None:
+    checks = {c.what: c for c in local_device.checks()}
+    assert {
+        "load", "other processes", "governor", "turbo", "free memory", "swap", "steal", "cores", "power",
+        "scheduler waits", "onnxruntime",
+    } <= set(checks)  # fmt: skip
+    assert all(c.state in ("ok", "warning", "problem", "unknown") and c.found for c in checks.values())
+    assert all(c.advice for c in checks.values() if c.state in ("warning", "problem"))
+    assert checks["onnxruntime"].state == "ok"
+
+
+def test_artefacts_are_kept_on_disk_and_used_again(make_device: Make, artefact_cache: Path) -> None:
+    op = small_conv(24)
+    with make_device() as device:
+        path = device.runtime.artefacts([op])[op.key].path  # type: ignore[attr-defined]
+        made = path.stat().st_mtime_ns
+    with make_device() as device:
+        again = device.runtime.artefacts([op])[op.key].path  # type: ignore[attr-defined]
+        assert again.stat().st_mtime_ns == made
+    assert artefact_cache in path.parents
+
+
+def test_a_full_cache_loses_its_oldest_files(tmp_path: Path) -> None:
+    for i in range(10):
+        (tmp_path / str(i)).write_bytes(bytes(100))
+        os.utime(tmp_path / str(i), (i, i))
+    prune(tmp_path, 1000)
+    assert len(list(tmp_path.iterdir())) == 10
+    prune(tmp_path, 999)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["3", "4", "5", "6", "7", "8", "9"]
+
+
+def test_a_network_that_cannot_be_built_fails_its_visit(local_device: Device) -> None:
+    b = NetworkBuilder("broken")
+    x = b.input((1, 4))
+    from latbench.testing.devices import broken_op
+
+    net = b.build(*b.node(broken_op(), [x], "frob"))
+    (visit,) = local_device.visits([Job("a", net)], QUICK)
+    assert visit.role == "network"
+    assert visit.unsupported is not None
+    assert "Frobnicate" in visit.unsupported.message

@@ -1,0 +1,88 @@
+"""Profiles: what is in the bundled ones, and that a wrong key or type is named with file and path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latbench.device import Device
+from latbench.errors import ConfigError
+from latbench.profile import find_profile, profile_paths, read_profile
+from latbench.profiled_device import load_device
+
+GOOD = """
+name = "board"
+[transport]
+kind = "local"
+[runtime]
+kind = "onnxruntime"
+threads = 1
+"""
+
+
+def profile(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_bundled_profile_can_be_loaded() -> None:
+    assert "local-cpu" in profile_paths()
+    for name in profile_paths():
+        assert find_profile(name).name == name
+        assert isinstance(load_device(name), Device)
+
+
+def test_a_profile_of_ones_own_is_loaded_from_its_path(tmp_path: Path) -> None:
+    device = load_device(profile(tmp_path, GOOD))
+    assert device.profile.name == "board"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (GOOD.replace("threads = 1", "thread = 1"), "runtime.thread"),
+        (GOOD.replace("threads = 1", "threads = 0"), "runtime.threads"),
+        (GOOD.replace("threads = 1", 'threads = "many"'), "runtime.threads"),
+        (GOOD + 'graph_optimization = "most"', "runtime.graph_optimization"),
+        (GOOD + "affinity = 3", "runtime.affinity"),
+        (GOOD.replace('kind = "local"', 'kind = "local"\nport = 22'), "transport.port"),
+        (GOOD.replace('kind = "local"', 'kind = "telepathy"'), "transport.kind"),
+        (GOOD.replace('kind = "local"', ""), "transport.kind"),
+        (GOOD.replace('kind = "onnxruntime"', "kind = 5"), "runtime.kind"),
+        (GOOD + "\n[protocol]\nmin_runs = 20\nmax_runs = 10", "protocol"),
+        (GOOD + "\n[protocol]\nrepeats = 20", "protocol.repeats"),
+        (GOOD + "\n[hardware]\npeak_gflops = -1", "hardware.peak_gflops"),
+        (GOOD.replace("[transport]", 'colour = "red"\n[transport]'), "colour"),
+        (GOOD.replace('name = "board"', ""), "name"),
+        (GOOD.replace('name = "board"', 'name = "a board"'), "name"),
+        ("this is not TOML", "not TOML"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_file_and_key(tmp_path: Path, wrong: str, said: str) -> None:
+    path = profile(tmp_path, wrong)
+    with pytest.raises(ConfigError) as e:
+        load_device(path)
+    assert str(path) in str(e.value)
+    assert said in str(e.value)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="local-cpu"):
+        load_device("remote-cpu")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such profile"):
+        load_device(tmp_path / "nothing.toml")
+
+
+@given(st.text())
+def test_any_text_is_a_profile_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError):
+        read_profile(path)

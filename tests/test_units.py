@@ -1,0 +1,311 @@
+"""Units: what onnxruntime runs for a network, read from its optimised graph, and each of them measurable alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from latbench.devices.onnx_artefacts import block_size, probe_model
+from latbench.devices.onnx_context import NotCleanError, cut_block, wrap
+from latbench.devices.onnx_graph import RuntimeGraph, without_duplicates
+from latbench.devices.onnx_units import (
+    check_coverage,
+    graph_of,
+    optimise_here,
+    plan,
+    units_from_json,
+    units_of,
+    units_to_json,
+)
+from latbench.devices.onnxruntime import OnnxRuntime
+
+from latbench.device import Device, Unit
+from latbench.errors import ModelError, NotInstalledError
+from latbench.load import load_space
+from latbench.network import Network, NetworkBuilder
+from latbench.op import Op, Step, TensorSpec
+from latbench.profiled_device import ProfiledDevice
+
+CPU = "CPUExecutionProvider"
+LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
+#: Networks whose weights make them too large for a test that takes seconds; their structure is that of the others.
+LARGE = ("alexnet", "vgg", "zfnet")
+
+
+@cache
+def block() -> int:
+    return block_size(optimise_here(probe_model().SerializeToString(), "all", CPU))
+
+
+def read(net: Network, level: str = "all") -> list[Unit]:
+    """The units of a network on this host."""
+
+    def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+        return optimise_here(model.SerializeToString(), level, CPU)
+
+    model = onnx.load_model_from_string(net.source) if net.source else net.to_onnx()
+    return units_of(optimise(model), net, block(), Network.to_onnx, optimise)
+
+
+def small_spaces() -> list[tuple[str, dict[str, object]]]:
+    return [
+        ("mobilenetv3", {"resolution": 32, "num_classes": 10, "width_mult": 0.5}),
+        ("mobilenetv3", {"resolution": 32, "num_classes": 10, "width_mult": 0.5, "act": "relu6", "se": False}),
+        ("proxyless", {"resolution": 32, "num_classes": 10, "width_mult": 0.5}),
+        ("nasbench201", {}),
+    ]
+
+
+@pytest.mark.parametrize(("name", "params"), small_spaces(), ids=lambda p: p if isinstance(p, str) else "")
+@pytest.mark.parametrize("seed", range(3))
+def test_units_cover_each_primitive_with_work_once_in_every_space(
+    name: str, params: dict[str, object], seed: int
+) -> None:
+    space = load_space(name, **params)
+    net = space.network(space.sample(seed))
+    units = read(net)
+    covered = Counter(n for u in units for n in u.nodes)
+    assert [n.name for n in net.nodes if n.op.macs and covered[n.name] != 1] == []
+    assert max(covered.values()) == 1
+    for u in units:
+        assert Op.parse(u.op.key) == u.op
+        assert u.provider == CPU
+
+
+@pytest.mark.parametrize("level", ["none", "basic", "extended"])
+def test_units_are_read_at_every_optimisation_level(level: str) -> None:
+    space = load_space("mobilenetv3", resolution=32, num_classes=10, width_mult=0.5)
+    net = space.network(space.sample(1))
+    units = read(net, level)
+    assert sum(u.op.macs for u in units) == net.macs
+    assert all(not u.op.attributes.get("layout") for u in units)
+
+
+@pytest.mark.parametrize("path", [p for p in LIGHT if not any(w in p.name for w in LARGE)], ids=lambda p: p.stem)
+def test_units_cover_networks_of_another_exporter(path: Path) -> None:
+    net = Network.from_onnx(path)
+    units = read(net)
+    check_coverage(units, net)
+    assert all(Op.parse(u.op.key) == u.op for u in units)
+
+
+def test_layout_conversions_are_units_of_their_own_and_say_their_layout() -> None:
+    if not block():
+        pytest.skip("this CPU has no blocked layout")
+    net = load_space("mobilenetv3", resolution=32, num_classes=10).network((1,) * 14)
+    units = read(net)
+    reorders = [u for u in units if u.op.kind.startswith("reorder_")]
+    assert {u.op.kind for u in reorders} == {"reorder_input", "reorder_output"}
+    assert {u.op["layout"] for u in reorders} == {f"nchw{block()}c"}
+    assert all(not u.nodes and not u.op.macs for u in reorders)
+
+
+def test_a_fused_unit_holds_its_primitives_across_branches() -> None:
+    b = NetworkBuilder("residual")
+    x = b.input((1, 16, 8, 8))
+    x = b.conv(x, 16, 3, act="relu", name="before")
+    y = b.conv(b.conv(x, 16, 3, act="relu", name="middle"), 16, 3, bn=True, name="conv")
+    net = b.build(b.op("add", y, x, name="sum"))
+    (fused,) = [u for u in read(net) if "conv" in u.nodes]
+    assert fused.op.kind == "conv+add"
+    assert fused.nodes == ("conv", "conv_bn", "sum")
+    assert fused.outputs == ("sum",)
+    assert len(fused.op.inputs) == 2
+
+
+def test_every_unit_measured_alone_is_the_very_node_of_the_network(local_device: Device) -> None:
+    assert isinstance(local_device, ProfiledDevice)
+    runtime = local_device.runtime
+    assert isinstance(runtime, OnnxRuntime)
+    net = load_space("mobilenetv3", resolution=64, num_classes=10).network((1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9, 1, 4))
+    units = local_device.units(net)
+    made = runtime.artefacts([*(u.op for u in units), net])
+    path = made[net.key].path
+    assert path is not None
+    whole = graph_of(onnx.load(path), net, block())
+    weights = {i.name: list(i.dims) for i in whole.model.graph.initializer}
+    assert Counter(u.op.key for u in whole.units) == Counter(u.op.key for u in units)
+    for group, u in zip(whole.groups, whole.units, strict=True):
+        artefact = made[u.op.key]
+        assert artefact.boundary == "in-context", (u.op.key, artefact.note)
+        assert artefact.path is not None
+        graph = onnx.load(artefact.path).graph
+        (alone,), (there,) = graph.node, (whole.nodes[i] for i in group.nodes)
+        assert (alone.domain, alone.op_type) == (there.domain, there.op_type)
+        assert meaning(alone) == meaning(there)
+        own = {i.name: list(i.dims) for i in graph.initializer}
+        assert [own.get(t) for t in alone.input] == [weights.get(t) for t in there.input]
+
+
+def meaning(node: onnx.NodeProto) -> dict[str, object]:
+    """A node's attributes, but for Gemm's defaults, which the optimiser writes out."""
+    defaults: dict[str, object] = {"transA": 0, "alpha": 1.0, "beta": 1.0} if node.op_type == "Gemm" else {}
+    return {**defaults, **{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}}
+
+
+def test_every_block_of_the_spaces_is_cut_out_clean(local_device: Device) -> None:
+    assert isinstance(local_device, ProfiledDevice)
+    runtime = local_device.runtime
+    assert isinstance(runtime, OnnxRuntime)
+    for name, params in small_spaces()[2:]:
+        ops = load_space(name, **params).ops()
+        for key, a in runtime.artefacts(ops).items():
+            removed = "removes it" in str(a.note.get("isolated_because", ""))
+            assert a.boundary == "in-context" or removed, (key, a.note)
+
+
+def test_a_block_that_cannot_be_separated_says_why() -> None:
+    op = Op.make("identity", [TensorSpec((1, 16, 8, 8))])
+    w = wrap(op)
+    graph = RuntimeGraph(optimise_here(w.net.to_onnx().SerializeToString(), "all", CPU), w.net, {}, block())
+    with pytest.raises(NotCleanError, match="removes it"):
+        cut_block(graph, w)
+
+
+def test_a_cut_block_computes_what_the_block_computes() -> None:
+    import numpy as np
+    import onnxruntime as ort
+
+    from latbench.blocks import block_op
+
+    op = block_op("mbconv", [TensorSpec((1, 24, 14, 14))], out=24, kernel=3, mid=72, act="relu", residual=True)
+    w = wrap(op)
+    model = w.net.to_onnx()
+    graph = RuntimeGraph(optimise_here(model.SerializeToString(), "all", CPU), w.net, {}, block())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    cut = ort.InferenceSession(cut_block(graph, w), options, providers=[CPU])
+    # The whole, without any optimisation, asked for the tensors at the cut as well.
+    for t in (*w.inputs, *w.outputs):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(t, 1, None))
+    plain = ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+    x = np.random.default_rng(0).normal(size=(1, 24, 14, 14)).astype("f4")
+    before, after = plain.run([w.inputs[0], w.outputs[0]], {"context_in0": x})
+    width = block() or 1
+    (got,) = cut.run(None, {cut.get_inputs()[0].name: blocked(before, width)})
+    np.testing.assert_allclose(got, blocked(after, width), rtol=1e-4, atol=1e-4)
+
+
+def blocked(x: object, width: int) -> object:
+    """A map in the blocked layout, as onnxruntime keeps it: channels padded, blocks of them innermost."""
+    import numpy as np
+
+    a = np.asarray(x)
+    n, c, h, w = a.shape
+    a = np.pad(a, ((0, 0), (0, -c % width), (0, 0), (0, 0)))
+    return a.reshape(n, -1, width, h, w).transpose(0, 1, 3, 4, 2).reshape(a.shape).copy()
+
+
+def test_units_survive_json_for_every_network_of_the_same_key() -> None:
+    space = load_space("nasbench201")
+    net = space.network(space.sample(3))
+    units = read(net)
+    assert units_from_json(units_to_json(units, net), net) == units
+    b = NetworkBuilder("other names")
+    other = b.build(b.conv(b.input((1, 3, 8, 8), "picture"), 8, 3, act="relu", name="first"))
+    b = NetworkBuilder("names")
+    same = b.build(b.conv(b.input((1, 3, 8, 8)), 8, 3, act="relu"))
+    assert other.key == same.key
+    moved = units_from_json(units_to_json(read(same), same), other)
+    assert [n for u in moved for n in u.nodes] == ["first", "first_act"]
+
+
+def test_a_plan_on_the_host_is_what_the_device_says(local_device: Device) -> None:
+    net = load_space("mobilenetv3", resolution=32, num_classes=10, width_mult=0.5).network((3,) * 14)
+
+    def by_name(units: list[Unit]) -> list[Unit]:
+        # onnxruntime orders layout conversions differently each time.
+        return sorted(units, key=lambda u: u.name)
+
+    assert by_name(plan(local_device.setting, net)) == by_name(local_device.units(net))
+
+
+def test_a_plan_for_another_version_names_what_to_install(local_device: Device) -> None:
+    from dataclasses import replace
+
+    net = load_space("nasbench201").network((0,) * 6)
+    with pytest.raises(NotInstalledError, match=r"pip install onnxruntime==1\.2\.3"):
+        plan(replace(local_device.setting, runtime_version="1.2.3"), net)
+
+
+def test_a_plan_for_another_kind_of_cpu_is_refused(local_device: Device) -> None:
+    from dataclasses import replace
+
+    setting = local_device.setting
+    other = replace(setting, options={**setting.options, "nchwc_block": 4})
+    with pytest.raises(ModelError, match="blocks of 4"):
+        plan(other, load_space("nasbench201").network((0,) * 6))
+
+
+def test_the_profiler_times_every_unit(local_device: Device) -> None:
+    assert isinstance(local_device, ProfiledDevice)
+    net = load_space("mobilenetv3", resolution=32, num_classes=10, width_mult=0.5).network((1,) * 14)
+    times = local_device.profile_units(net, runs=3)
+    units = local_device.units(net)
+    assert [u.name for u in units] == list(times)
+    assert all(times[u.name] > 0 for u in units if u.op.macs)
+
+
+def test_nodes_that_compute_the_same_without_weights_are_one() -> None:
+    b = NetworkBuilder("twins")
+    x = b.input((1, 4, 8, 8))
+    one, two = b.op("relu", x, name="one"), b.op("relu", x, name="two")
+    three = b.conv(one, 4, name="three")
+    net = b.build(b.op("add", three, two))
+    bare, merged = without_duplicates(net)
+    assert merged == {"two": "one"}
+    assert [n.name for n in bare.nodes] == ["one", "three", "add"]
+
+
+ELEMENTWISE = st.sampled_from(["relu", "hardswish", "sigmoid", "tanh", "abs"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_units_cover_any_small_graph(data: st.DataObject) -> None:
+    b = NetworkBuilder("any")
+    maps = [b.input((1, data.draw(st.sampled_from([3, 8, 16])), 6, 6))]
+    for _ in range(data.draw(st.integers(1, 8))):
+        x = data.draw(st.sampled_from(maps))
+        kind = data.draw(st.sampled_from(["conv", "depthwise", "norm", "act", "add", "pool", "gate"]))
+        if kind == "conv":
+            maps.append(b.conv(x, data.draw(st.sampled_from([8, 16, 24])), data.draw(st.sampled_from([1, 3]))))
+        elif kind == "depthwise":
+            maps.append(b.conv(x, b.shape(x)[1], 3, groups=b.shape(x)[1], bn=data.draw(st.booleans())))
+        elif kind == "norm":
+            maps.append(b.op("batch_norm", x))
+        elif kind == "act":
+            maps.append(b.op(data.draw(ELEMENTWISE), x))
+        elif kind == "pool":
+            maps.append(b.op("max_pool", x, kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1)))
+        elif kind == "gate":
+            maps.append(b.op("mul", x, b.op("global_avg_pool", x)))
+        else:
+            maps.append(b.op("add", x, data.draw(st.sampled_from([m for m in maps if b.shape(m) == b.shape(x)]))))
+    used = {t for n in b._nodes for t in n.inputs}
+    net = b.build(*[m for m in maps[1:] if m not in used] or maps[-1:])
+    units = read(net)
+    covered = Counter(n for u in units for n in u.nodes)
+    assert [n.name for n in net.nodes if n.op.macs and covered[n.name] != 1] == []
+    for u in units:
+        assert Op.parse(u.op.key) == u.op
+
+
+def test_a_reorder_unit_is_built_as_the_runtimes_own_node(local_device: Device) -> None:
+    if not block():
+        pytest.skip("this CPU has no blocked layout")
+    assert isinstance(local_device, ProfiledDevice)
+    runtime = local_device.runtime
+    assert isinstance(runtime, OnnxRuntime)
+    spec = TensorSpec((1, 20, 8, 8))
+    body = [Step(Op.make("identity", [spec]), (-1,))]
+    for kind, name in (("reorder_input", "ReorderInput"), ("reorder_output", "ReorderOutput")):
+        op = Op.unit(kind, [spec], body, layout=f"nchw{block()}c")
+        path = runtime.artefacts([op])[op.key].path
+        assert path is not None
+        assert [n.op_type for n in onnx.load(path).graph.node] == [name]
