@@ -13,7 +13,9 @@ from latbench import expected as module
 from latbench import load_space
 from latbench.errors import ConfigError, UnsupportedOpError
 from latbench.network import NetworkBuilder
+from latbench.predictors.table import Table
 from latbench.space import Arch, SearchSpace
+from latbench.testing.predictors import AdditiveWorld
 from latbench.testing.spaces import HashedCosts
 
 torch = pytest.importorskip("torch")
@@ -220,3 +222,17 @@ def test_no_samples_are_refused() -> None:
 def test_a_choice_of_probability_zero_is_never_drawn() -> None:
     uniform = np.array([0.0, 0.5, np.nextafter(1.0, 0.0)])
     assert module._draw(np.array([0.0, 0.3, 0.7, 0.0]), uniform).tolist() == [1, 2, 2]
+
+
+# -- a real table ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead_edges", [False, True])
+def test_a_fitted_table_expects_what_it_predicts_on_average(dead_edges: bool) -> None:
+    space = load_space("nasbench201", num_cells=1, channels=8, resolution=16, dead_edges=dead_edges)
+    table = Table.fit(AdditiveWorld(space).data(12))
+    archs = np.array(list(product(range(5), repeat=6)))
+    weights = np.array([0.1, 0.2, 0.3, 0.25, 0.15])
+    truth = float(weights[archs].prod(axis=1) @ table.predict_archs(space, archs).value)
+    value = table.expected_latency(space, torch.tensor(weights).repeat(6, 1))
+    assert value.item() == pytest.approx(truth)

@@ -177,3 +177,25 @@ def test_counting_edges_agrees_with_building_networks() -> None:
     assert keys == [op.key for op in space.ops()]
     assert np.array_equal(fast, built)
     assert SearchSpace.usage(space, ALL[:0])[1].shape == space.usage(ALL[:0])[1].shape == (0, len(keys))
+
+
+def test_pruning_dead_edges_does_not_change_the_outputs() -> None:
+    torch = pytest.importorskip("torch")
+    pruned, eager = NasBench201(**SMALL), NasBench201(**SMALL, dead_edges=True)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for arch in [
+        (3, 3, 3, 0, 0, 0),
+        (0, 2, 3, 1, 3, 2),
+        (2, 0, 0, 4, 1, 3),
+        *(pruned.sample(seed) for seed in range(6)),
+    ]:
+        full = eager.network(arch).to_torch()
+        for m in full.modules():
+            # What a batch norm adds to zeros is the one thing that pruning drops.
+            if isinstance(m, torch.nn.BatchNorm2d):
+                torch.nn.init.zeros_(m.bias)
+                m.running_mean.zero_()
+        small = pruned.network(arch).to_torch()
+        small.load_state_dict({k: v for k, v in full.state_dict().items() if k in small.state_dict()})
+        with torch.no_grad():
+            torch.testing.assert_close(small(x), full(x), rtol=1e-5, atol=1e-6)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latbench import Network, load_space
-from latbench.errors import ArchitectureError, ConfigError
+from latbench import Network, blocks, load_space, plugins
+from latbench.errors import ArchitectureError, ConfigError, ModelError, NotInstalledError
 from latbench.op import Op
 from latbench.space import SearchSpace
 from latbench.spaces.params import make_divisible
@@ -231,3 +231,18 @@ def test_a_key_of_a_space_expands_in_a_process_that_never_made_the_space() -> No
     code = "import sys; from latbench.op import Op; print(Op.parse(sys.argv[1]).macs)"
     done = subprocess.run([sys.executable, "-c", code, key], capture_output=True, text=True, check=True)
     assert int(done.stdout) == Op.parse(key).macs
+
+
+def test_a_space_whose_library_is_missing_takes_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = plugins.load
+
+    def load(group: str, name: str) -> Any:
+        if name == "broken":
+            raise NotInstalledError("somelib", "pip install somelib")
+        return real(group, name)
+
+    monkeypatch.setattr(plugins, "names", lambda group: ["broken", "nasbench201"])
+    monkeypatch.setattr(plugins, "load", load)
+    blocks._load_spaces.__wrapped__()
+    with pytest.raises(ModelError, match=r"unknown block 'made_up'; known: .*relu_conv_bn"):
+        Op.parse("op1:block:made_up:f32[1,3,8,8]:{}").expand()
