@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latbench.errors import ModelError
+from latbench.errors import ArchitectureError, ModelError
 from latbench.network import Block
 from latbench.op import Op
 from latbench.space import Arch, SearchSpace
@@ -57,6 +57,10 @@ class Supernet(nn.Module):  # type: ignore[misc]
         the mixer gives zeros.
         """
         a, mixers = self.space.validate(arch), mix or {}
+        if wrong := [i for i in mixers if not 0 <= i < self.space.positions]:
+            raise ArchitectureError(
+                f"{self.space.name} has positions 0–{self.space.positions - 1}; mix names {wrong[0]}"
+            )
         if mixers:
             a = tuple(self.positions[i].wired if i in mixers else c for i, c in enumerate(a))
         plan = self._plan(a)
@@ -78,9 +82,9 @@ class Supernet(nn.Module):  # type: ignore[misc]
         return position
 
     def export(self, arch: Iterable[int]) -> TorchNetwork:
-        """The architecture's network as ``to_torch`` makes it, with a copy of the weights and of the mode."""
+        """The architecture's network as ``to_torch`` makes it, with a copy of the weights, on the same device."""
         net = self.space.network(arch)
-        module = TorchNetwork(net)
+        module = TorchNetwork(net).to(next(self.parameters()).device)
         for block in net.blocks:
             if weights := self._module(block).state_dict():
                 module.get_submodule(block.name).load_state_dict(weights)

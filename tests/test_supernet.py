@@ -181,6 +181,12 @@ def test_a_wrong_architecture_is_refused(space: SearchSpace) -> None:
         space.supernet()(_x(space), [99] * space.positions)
 
 
+def test_a_mixer_for_a_position_that_is_not_there_is_refused(nasbench: SearchSpace) -> None:
+    for i in (-1, 6):
+        with pytest.raises(ArchitectureError, match=f"positions 0–5; mix names {i}"):
+            nasbench.supernet()(_x(nasbench), [1] * 6, mix={i: _only(1)})
+
+
 class Chained(SearchSpace):
     """Two positions; the input channels of the second depend on the first."""
 
