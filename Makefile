@@ -7,6 +7,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCHMARKS ?= additivity drift budget throughput kill_resume
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
@@ -60,7 +61,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
