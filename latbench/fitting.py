@@ -175,13 +175,13 @@ class Gathered:
         return FitData(
             self._card.replace(predictor=predictor, statistic=statistic),
             self._evidence.measurements(statistic=statistic, purpose="op"),
-            tuple(self._networks("calibration", statistic).values()),
+            tuple(self.networks("calibration", statistic).values()),
             self.unsupported,
         )
 
     def validate(self, predictor: Predictor, statistic: Statistic, level: float) -> tuple[Validation | None, list[str]]:
         """The predictor's errors on held-out networks, and notes for the card."""
-        held_out = self._networks("validation", statistic)
+        held_out = self.networks("validation", statistic)
         notes, estimates = [], {}
         for key, n in held_out.items():
             try:
@@ -192,10 +192,10 @@ class Gathered:
             return None, [*notes, f"not validated: no held-out networks; measure them: {self._card.profile_command}"]
         keys = list(estimates)
         measured = [held_out[k].latency_ms for k in keys]
-        replicas = [self._networks("validation", statistic, r) for r in (0, 1)]
+        replicas = [self.networks("validation", statistic, r) for r in (0, 1)]
         both = [k for k in keys if all(k in r for r in replicas)]
         twice = ([replicas[0][k].latency_ms for k in both], [replicas[1][k].latency_ms for k in both])
-        calibration = list(self._networks("calibration", statistic).values())
+        calibration = list(self.networks("calibration", statistic).values())
         baselines = {}
         if len(calibration) >= 3:
             baselines["MACs"] = macs_regression(calibration, [held_out[k].net for k in keys])
@@ -213,7 +213,8 @@ class Gathered:
             notes,
         )
 
-    def _networks(self, purpose: str, statistic: Statistic, replica: int | None = None) -> dict[str, MeasuredNetwork]:
+    def networks(self, purpose: str, statistic: Statistic, replica: int | None = None) -> dict[str, MeasuredNetwork]:
+        """Measured networks of the space by key, for one purpose."""
         found = self._evidence.measurements(statistic=statistic, purpose=purpose, replica=replica)
         nets = {k: self._nets.get(k) for k in found}
         return {

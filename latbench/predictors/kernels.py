@@ -113,7 +113,7 @@ class Kernels(Predictor):
         if len(y) < MIN_NETWORKS:
             raise NotEnoughDataError(
                 f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {MIN_NETWORKS} are needed; "
-                + need + "".join(f"\n  {n}" for n in notes)
+                + need + "".join(f"\n  {n}" for n in notes[:3])
             )  # fmt: skip
         fitted = calibrate(sums, y, groups)
         made.calibration = fitted.calibration

@@ -120,7 +120,7 @@ class Table(Predictor):
         if not calibrations:
             raise NotEnoughDataError(
                 f"{len(data.calibration)} measured calibration networks, at least {MIN_NETWORKS} that the table covers "
-                f"are needed; measure them: {data.card.profile_command}" + "".join(f"\n  {n}" for n in notes)
+                f"are needed; measure them: {data.card.profile_command}" + "".join(f"\n  {n}" for n in notes[:3])
             )
         first = conformals[next(iter(conformals))]
         card = data.card.replace(predictor=cls.name, model=model, intervals=first.describe(level), notes=tuple(notes))

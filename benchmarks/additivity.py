@@ -1,0 +1,156 @@
+"""How well sums over measured Ops predict whole networks that no fit has seen, on this machine.
+
+Measures the blocks and units of ``mobilenetv3`` at 224, calibration networks, and held-out random networks twice (two
+disjoint full-protocol measurements: the RMSPE between them is the noise floor) with latbench's protocol, or takes them
+from ``--store``. Prints table and kernels, kernels that never saw half of the units, a regression on MACs, and the
+sum of a table from one pass of 10 warm-ups and 50 repeats an Op without interleaving (what nn-Meter does), plain and
+with the same affine calibration. Targets on 50 networks, one thread: table RMSPE at most max(1.5 %, 1.2 × noise
+floor), all within ±10 %, at least 97 % within ±5 %; kernels at most 4 %.
+
+Needs a machine with nothing else to do and about five minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import finish, parser, percent, table, verdict
+from measuring import campaign, one_pass
+
+import latbench as lb
+from latbench.fitting import Gathered, fit, validation_of
+from latbench.plan import Plan
+from latbench.predictors.additive import calibrate
+from latbench.predictors.features import kernel_kind
+from latbench.predictors.kernels import Kernels
+from latbench.space import SearchSpace
+from latbench.store import Store
+from latbench.validation import Score, Validation
+
+
+def main() -> None:
+    """Measure or reuse, fit, print."""
+    p = parser(__doc__)
+    p.add_argument("--device", default="local-cpu")
+    p.add_argument("--space", default="mobilenetv3")
+    p.add_argument("--resolution", type=int, default=224)
+    p.add_argument("--calibration", type=int, default=25, help="calibration networks (default 25)")
+    p.add_argument("--validation", type=int, default=50, help="held-out networks (default 50)")
+    p.add_argument("--statistic", default="auto", help="p50, p25, …; default: chosen on the calibration networks")
+    p.add_argument("--store", type=Path, help="where Visits are kept; those of the same plan are reused or resumed")
+    p.add_argument("--no-measure", action="store_true", help="take what is in --store, whatever plan it came from")
+    p.add_argument("--one-pass", type=Path, metavar="FILE", help="keep or reuse the baseline's one pass as JSON")
+    p.add_argument("--no-one-pass", action="store_true", help="leave that baseline out")
+    p.add_argument("--save", type=Path, metavar="FOLDER", help="save the table and the kernels predictor there")
+    args = p.parse_args()
+    space = lb.load_space(args.space, resolution=args.resolution)
+    with tempfile.TemporaryDirectory() as folder:
+        store = args.store or Path(folder) / "s.db"
+        once: dict[str, float] = {}
+        with lb.load_device(args.device) as device:
+            plan = Plan.for_space(
+                space, units=device.units, calibration=args.calibration, validation=args.validation, seed=args.seed
+            )
+            with Store.open(store) as s:
+                known = s.campaigns(plan=plan.hash(device.setting, device.profile.protocol), state="finished")
+            if not known and not args.no_measure:
+                result = campaign(device, plan, store, space)
+                print(f"{result.visits} Visits, {result.wall_s:.0f} s, {len(result.wide)} intervals above the target")
+            if args.one_pass and args.one_pass.exists():
+                once = json.loads(args.one_pass.read_text("utf-8"))
+            elif not args.no_one_pass:
+                once = one_pass(device, space.ops()).mean_ms
+                if args.one_pass:
+                    args.one_pass.write_text(json.dumps(once, indent=1), "utf-8")
+        figures = evaluate(args, space, store, once)
+    finish(args, "additivity", figures, networks=args.validation)
+
+
+def evaluate(args: Any, space: SearchSpace, store: Path, once: dict[str, float]) -> dict[str, Any]:
+    """Fit everything on the same evidence and print the scores."""
+    statistic = None if args.statistic == "auto" else args.statistic
+    models = {"table": fit("table", store=store, device=args.device, space=space, statistic=statistic)}
+    chosen: Any = models["table"].card.statistic
+    models["kernels"] = fit("kernels", store=store, device=args.device, space=space, statistic=chosen)
+    found = {name: validation_of(m) for name, m in models.items()}
+    v = found["table"]
+    if v is None or found["kernels"] is None:
+        raise SystemExit("no held-out networks were measured")
+    if args.save:
+        for name, m in models.items():
+            print("saved", m.save(args.save / f"{args.space}-{args.resolution}-{name}"))
+    scores = {name: one.score for name, one in found.items() if one is not None}
+    with Store.open(store) as opened:
+        gathered = Gathered(opened, models["table"].setting, args.device, space, None)
+        scores["kernels, half of the units never measured"] = half(gathered, chosen, args.seed).score
+        scores["MACs regression"] = v.baselines["MACs"]
+        if once:
+            held_out = gathered.networks("validation", chosen)
+            measured = [n.latency_ms for n in held_out.values()]
+            calibration = list(gathered.networks("calibration", chosen).values())
+            sums = _sums(once, [n.net for n in held_out.values()])
+            affine = calibrate(_sums(once, [n.net for n in calibration]), [n.latency_ms for n in calibration])
+            scores["one pass of 10 + 50, plain sum"] = Score.of(sums[:, 0], measured)
+            c = affine.calibration
+            scores["one pass of 10 + 50, affine"] = Score.of(c.overhead_ms + c.scale * sums[:, 0], measured)
+    floor = v.noise_floor
+    limit = 0.015 if isnan(floor) else max(0.015, 1.2 * floor)
+    good = scores["table"].rmspe <= limit and scores["table"].within_10 == 1 and scores["table"].within_5 >= 0.97
+    verdicts = {"table": f"{verdict(good)} (≤ {percent(limit)}, ±5 % ≥ 97 %, ±10 % 100 %)"}
+    verdicts["kernels"] = f"{verdict(scores['kernels'].rmspe <= 0.04)} (≤ 4 %)"
+    rows = [
+        (
+            name, percent(s.rmspe), percent(s.mape), percent(s.within_5, 0), percent(s.within_10, 0),
+            f"{s.spearman:.4f}", percent(s.worst, 1), verdicts.get(name, ""),
+        )
+        for name, s in scores.items()
+    ]  # fmt: skip
+    rows.append(("noise floor", "–" if isnan(floor) else percent(floor), *[""] * 6))
+    table(
+        f"{v.score.n} held-out {args.space} networks at {args.resolution}, statistic {chosen}",
+        ("", "RMSPE", "MAPE", "±5 %", "±10 %", "Spearman", "worst", "target"),
+        rows,
+    )
+    for name, one in found.items():
+        if one is not None:
+            print(f"{name}: {one.level:.0%} intervals cover {one.coverage:.0%}, mean width {percent(one.width, 1)}")
+    print("statistics tried:", {k: percent(x) for k, x in models["table"].card.model["statistics_tried"].items()}
+          if "statistics_tried" in models["table"].card.model else chosen)  # fmt: skip
+    return {
+        "statistic": chosen, "noise_floor": floor, "limit": limit,
+        "scores": {k: s.__dict__ for k, s in scores.items()},
+        "calibration": {k: models["table"].card.model[k] for k in ("block", "unit") if k in models["table"].card.model},
+        "kinds": models["kernels"].card.model["kinds"],
+    }  # fmt: skip
+
+
+def half(gathered: Gathered, statistic: Any, seed: int) -> Validation:
+    """Kernels fitted without a random half of the units: what they say of shapes that were never measured."""
+    data = gathered.data("kernels", statistic)
+    kinds: dict[str, list[str]] = {}
+    for key in sorted(data.ops):
+        op = lb.Op.parse(key)
+        kinds.setdefault(kernel_kind(op) if op.level == "unit" else "", []).append(key)
+    rng = np.random.default_rng(seed)
+    # A kind with a single shape cannot be halved.
+    dropped = {str(k) for kind, keys in kinds.items() if kind for k in rng.permutation(keys)[: len(keys) // 2]}
+    model = Kernels.fit(replace(data, ops={k: m for k, m in data.ops.items() if k not in dropped}))
+    found, _ = gathered.validate(model, statistic, 0.9)
+    if found is None:
+        raise SystemExit("no held-out networks were measured")
+    return found
+
+
+def _sums(once: dict[str, float], nets: Sequence[lb.Network]) -> np.ndarray[Any, Any]:
+    return np.array([[sum(once[b.op.key] for b in n.blocks)] for n in nets])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What benchmarks that measure on this machine share: waiting for the device, and the classical fixed protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import latbench as lb
+from latbench.campaign import CampaignResult
+from latbench.device import Device, Job
+from latbench.errors import DeviceBusyError
+from latbench.op import Op
+from latbench.plan import Plan
+from latbench.protocol import Protocol
+from latbench.space import SearchSpace
+from latbench.store import Store
+from latbench.visit import Visit
+
+#: How long it waits for another campaign on this machine to end.
+BUSY_S = 600.0
+
+#: 10 warm-ups and 50 repeats, whatever they show: what nn-Meter and most scripts do.
+FIXED = Protocol(
+    warmup_runs=10, warmup_tolerance=1e9, warmup_max_ms=1e6, min_runs=50, max_runs=50, min_ms=0, max_ms=1e6,
+    min_visits=2, max_visits=2, control_share=0.001, contention_ratio=1e9,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """One pass over Ops in the order given: mean latency by key, and the device time that it took."""
+
+    mean_ms: dict[str, float]
+    device_s: float
+
+
+def one_pass(device: Device, ops: Sequence[Op]) -> OnePass:
+    """One Visit an Op by :data:`FIXED`, in order, as measured: nothing is taken off."""
+    device.prepare(ops)
+    visits = list(device.visits([Job(f"one-pass/{i}", op) for i, op in enumerate(ops)], FIXED))
+    own = [v for v in visits if v.role != "control" and v.ok]
+    return OnePass({v.subject: float(v.samples_ns.mean()) * 1e-6 for v in own}, sum(map(device_s, own)))
+
+
+def device_s(v: Visit) -> float:
+    """Seconds that a Visit cost on the device: loading, warm-up and timed runs."""
+    return (v.load_ns + int(v.warmup_ns.sum()) + int(v.samples_ns.sum())) * 1e-9
+
+
+def campaign(
+    device: Device, plan: Plan, store: Store | str | Path, space: SearchSpace, protocol: Protocol | None = None
+) -> CampaignResult:
+    """Run (or resume) a campaign, waiting for another one on this machine to end."""
+    run = lb.Campaign(device, plan, store=store, protocol=protocol, space=space)
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return run.run()
+        except DeviceBusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(2.0)
