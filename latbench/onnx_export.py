@@ -147,14 +147,14 @@ class GraphWriter:
         """A constant tensor named ``<node>.<name>``. A constant of one repeated number is kept as small as it is."""
         unique = self.fresh(f"{self.node.name}.{name}")
         if value.size > 64 and not any(value.strides):
-            one = onnx.numpy_helper.from_array(np.ascontiguousarray(value.reshape(-1)[:1]))
+            one = onnx.numpy_helper.from_array(value.reshape(-1)[:1].copy())
             dims = onnx.numpy_helper.from_array(np.array(value.shape, np.int64), f"{unique}.shape")
             self.initializers.append(dims)
             self.nodes.append(
                 helper.make_node("ConstantOfShape", [dims.name], [unique], name=f"{unique}.fill", value=one)
             )
             return unique
-        self.initializers.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), unique))
+        self.initializers.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), unique))
         return unique
 
     def ints(self, name: str, *values: int) -> str:

@@ -33,6 +33,9 @@ def fold(
     given = {t: constants[t] for t in node.input if t}
     if node.op_type == "ConstantOfShape":
         return {node.output[0]: _filled(node, next(iter(given.values())))}
+    if node.op_type in ("Expand", "Tile") and given[node.input[0]].dtype.kind == "f" and given[node.input[0]].size > 1:
+        # A weight that is repeated for the batch (a class token) stays one weight.
+        return None
     return _evaluate(node, given, opsets)
 
 

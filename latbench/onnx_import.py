@@ -148,7 +148,7 @@ class GraphReader:
             if t in self.constants:
                 value = self.constants[t]
                 if value.size <= 4096:
-                    initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), t))
+                    initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), t))
                 else:
                     number = helper.np_dtype_to_tensor_dtype(value.dtype)
                     inputs.append(helper.make_tensor_value_info(t, number, value.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import onnx
@@ -92,6 +93,8 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], wher
         if v.type.WhichOneof("value") != "tensor_type":
             raise ModelError(f"{where}: input {name!r} is no tensor but a {v.type.WhichOneof('value')}")
         if name in shapes:
+            if not all(isinstance(d, (int, Integral)) and not isinstance(d, bool) for d in shapes[name]):
+                raise ModelError(f"{where}: the shape given for input {name!r} must be of integers: {shapes[name]!r}")
             _apply(v, [int(d) for d in shapes[name]], named, where)
     changed = _substitute(model, named) or bool(shapes)
     for name, v in inputs.items():

@@ -54,11 +54,11 @@ def random_input(spec: TensorSpec, seed: int = 0) -> Array:
     rng = np.random.default_rng(_entropy(seed, str(spec)))
     dtype = numpy_dtype(spec.dtype)
     if dtype == np.bool_:
-        return rng.random(spec.shape) < 0.5
+        return np.asarray(rng.random(spec.shape) < 0.5)
     if np.issubdtype(dtype, np.integer):
         info = np.iinfo(dtype)
         low, high = (info.min, info.max + 1) if info.bits == 8 else (0, 2)
-        return rng.integers(low, high, spec.shape, dtype=dtype)
+        return np.asarray(rng.integers(low, high, spec.shape, dtype=dtype))
     return _normal(rng, spec.shape, dtype, 1.0)
 
 
@@ -88,13 +88,13 @@ def _entropy(seed: int, *names: str) -> list[int]:
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any], std: float) -> Array:
-    return _without_denormals(rng.standard_normal(shape, dtype=np.float32) * np.float32(std), dtype)
+    return _without_denormals(np.asarray(rng.standard_normal(shape, dtype=np.float32)) * np.float32(std), dtype)
 
 
 def _without_denormals(draw: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.itemsize >= 4:
         # A normal draw is a denormal of float32 once in 1e37.
-        return draw.astype(dtype, copy=False)
+        return np.asarray(draw).astype(dtype, copy=False)
     import ml_dtypes
 
     smallest = float(ml_dtypes.finfo(dtype).tiny)  # type: ignore[no-untyped-call]

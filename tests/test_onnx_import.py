@@ -215,6 +215,7 @@ FORMS: list[tuple[str, list[str], dict[str, Any], int, str]] = [
     ("Slice", ["starts", "ends", "axes", "steps"], {}, 17, "onnx"),
     ("Gather", ["where"], {"axis": 1}, 17, "gather"),
     ("Gather", ["table"], {"axis": 1}, 17, "onnx"),
+    ("Gather", ["two_int"], {"axis": 1}, 17, "onnx"),
     ("ReduceMean", [], {}, 17, "reduce_mean"),
     ("ReduceMean", ["axes"], {"keepdims": 0}, 18, "reduce_mean"),
     ("ReduceSum", ["axes"], {}, 17, "reduce_sum"),
@@ -333,6 +334,18 @@ def test_filled_weights_are_parameters_and_take_no_memory() -> None:
     assert net.params == net.macs == 20000 * 20000
     assert net.weights is not None
     assert net.weights["y"]["weight"].strides == (0, 0)
+
+
+def test_a_weight_that_is_repeated_counts_once() -> None:
+    token = np.random.default_rng(0).standard_normal((1, 1, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("Expand", ["token", "shape"], ["t"]),
+        helper.make_node("Concat", ["t", "x"], ["y"], axis=1),
+    ]
+    model = model_of(nodes, {"x": (4, 3, 16)}, ["y"], {"token": token, "shape": np.array([4, 1, 16])})
+    net = read(model)
+    assert net.params == 16
+    check_equal(model, net)
 
 
 def test_a_constant_output_is_handed_out() -> None:
@@ -521,6 +534,7 @@ def test_a_named_dimension_holds_for_all_inputs() -> None:
         ({"x": (1, 3)}, "3 dimensions"),
         ({"x": (1, 4, 2)}, "dimension 1 of input 'x' is 3"),
         ({"x": (1, 3, 0)}, "positive"),
+        ({"x": (1, 3, "W")}, "integers"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes: dict[str, tuple[int, ...]], says: str) -> None:

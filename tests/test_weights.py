@@ -137,5 +137,8 @@ def test_inputs_have_their_type_and_are_seeded(dtype: str) -> None:
     assert x.nbytes == spec.nbytes
     assert np.array_equal(x, random_input(spec, 1))
     assert not np.array_equal(x, random_input(spec, 2))
+    scalar = random_input(TensorSpec((), dtype), 1)
+    assert isinstance(scalar, np.ndarray)
+    assert (scalar.shape, scalar.dtype) == ((), x.dtype)
     if dtype in ("i64", "i32", "u16"):
         assert set(np.unique(x)) == {0, 1}
