@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from math import prod
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -118,7 +119,7 @@ class SearchSpace(ABC):
     def validate(self, arch: Iterable[int]) -> Arch:
         """The architecture as a tuple of ints. Raises :class:`ArchitectureError` naming position and choices."""
         try:
-            out = tuple(int(c) for c in arch)
+            out = tuple(index(c) for c in arch)
         except (TypeError, ValueError) as e:
             raise ArchitectureError(f"{self.name}: an architecture is a sequence of integers, not {arch!r}") from e
         if len(out) != self.positions:
@@ -236,14 +237,14 @@ class SearchSpace(ABC):
             raise NotAdditiveError(
                 f"{self.name}: what a position costs depends on the other positions; use predict_archs instead"
             )
-        index: dict[str, int] = {}
+        column: dict[str, int] = {}
         table: list[list[list[int]]] = [[[] for _ in range(n)] for n in self.num_choices]
         fixed: list[int] = []
         seen: set[tuple[int, int]] = set()
         for arch in self.covering_archs():
             new = set(enumerate(arch)) - seen
             for block in self.network(arch).blocks:
-                k = index.setdefault(block.op.key, len(index))
+                k = column.setdefault(block.op.key, len(column))
                 if block.name.startswith("positions."):
                     i = int(block.name.split(".")[1])
                     if (i, arch[i]) in new:
@@ -251,7 +252,7 @@ class SearchSpace(ABC):
                 elif not seen:
                     fixed.append(k)
             seen |= new
-        return list(index), table, fixed
+        return list(column), table, fixed
 
     def cost_matrix(self, model: CostModel) -> tuple[npt.NDArray[np.float64], float]:
         """``(matrix, constant)`` in milliseconds; NaN where a choice is unsupported or does not exist.

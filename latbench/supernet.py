@@ -57,10 +57,9 @@ class Supernet(nn.Module):  # type: ignore[misc]
         the mixer gives zeros.
         """
         a, mixers = self.space.validate(arch), mix or {}
-        if wrong := [i for i in mixers if not 0 <= i < self.space.positions]:
-            raise ArchitectureError(
-                f"{self.space.name} has positions 0–{self.space.positions - 1}; mix names {wrong[0]}"
-            )
+        n = self.space.positions
+        if wrong := [i for i in mixers if not 0 <= i < n]:
+            raise ArchitectureError(f"{self.space.name} has positions 0–{n - 1}; mix names {wrong[0]}")
         if mixers:
             a = tuple(self.positions[i].wired if i in mixers else c for i, c in enumerate(a))
         plan = self._plan(a)
@@ -84,7 +83,8 @@ class Supernet(nn.Module):  # type: ignore[misc]
     def export(self, arch: Iterable[int]) -> TorchNetwork:
         """The architecture's network as ``to_torch`` makes it, with a copy of the weights, on the same device."""
         net = self.space.network(arch)
-        module = TorchNetwork(net).to(next(self.parameters()).device)
+        module = TorchNetwork(net)
+        module.to(next(self.parameters()).device)
         for block in net.blocks:
             if weights := self._module(block).state_dict():
                 module.get_submodule(block.name).load_state_dict(weights)

@@ -86,6 +86,10 @@ class SpaceConformance:
         for wrong in (-1, space.num_choices[0]):
             with pytest.raises(ArchitectureError, match="position 0"):
                 space.network([wrong, *arch[1:]])
+        no_integers: list[Any] = [1.0, "1", None]
+        for value in no_integers:
+            with pytest.raises(ArchitectureError, match="integers"):
+                space.network([value, *arch[1:]])
 
     # -- architectures ------------------------------------------------------------------------------------------
 
