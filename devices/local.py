@@ -26,6 +26,8 @@ from latbench.transport import Completed, Stream, Transport
 
 #: How much of a command's standard error is kept, bytes.
 STDERR_TAIL = 8000
+#: Bytes of a line beyond which its sender is taken for mad.
+LONGEST_LINE = 64 << 20
 
 
 class LocalOptions(BaseModel):
@@ -165,8 +167,11 @@ class LocalStream(Stream):
             while True:
                 end = time.monotonic() + timeout_s
                 while (cut := self._buffer.find(b"\n")) < 0:
-                    if not selector.select(max(0.0, end - time.monotonic())):
+                    left = end - time.monotonic()
+                    if left < 0 or not selector.select(left):
                         raise DeviceTimeoutError(f"{self._where}: no answer for {timeout_s:g} s")
+                    if len(self._buffer) > LONGEST_LINE:
+                        raise TransportError(f"{self._where}: a line of more than {LONGEST_LINE >> 20} MiB")
                     chunk = os.read(pipe.fileno(), 1 << 16)
                     if not chunk:
                         if self._buffer:

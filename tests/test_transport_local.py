@@ -92,6 +92,11 @@ def test_silence_is_a_timeout(local: LocalTransport) -> None:
         next(s.lines(0.2))
 
 
+def test_bytes_without_an_end_of_line_are_no_answer(local: LocalTransport) -> None:
+    with local.stream(["cat", "/dev/zero"]) as s, pytest.raises((DeviceTimeoutError, TransportError)):
+        next(s.lines(5))
+
+
 def test_leaving_a_stream_kills_the_command_and_its_children(local: LocalTransport) -> None:
     with local.stream(["sh", "-c", "sleep 600 & echo $!; wait"]) as s:
         assert isinstance(s, LocalStream)

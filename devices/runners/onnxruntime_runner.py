@@ -331,46 +331,41 @@ def median(values):
 
 
 def warm_up(run, first_ns, runs, tolerance, max_ms):
-    """Run until two consecutive windows agree; gives the times in ns, the very first run included."""
+    """Run until the medians of two consecutive windows agree; gives the times in ns, the very first run included.
+
+    A window is ``runs`` runs. At least one window is run, and no more once ``max_ms`` are spent.
+    """
     times, spent = [first_ns], first_ns
-    while True:
+    while len(times) < runs or spent < max_ms * 1e6:
+        if len(times) >= 2 * runs:
+            before, now = median(times[-2 * runs : -runs]), median(times[-runs:])
+            if abs(now - before) <= tolerance * before:
+                break
         a = _clock()
         run()
         times.append(_clock() - a)
         spent += times[-1]
-        if len(times) <= runs:
-            continue
-        if spent >= max_ms * 1e6:
-            return times
-        if len(times) % runs == 1 % runs and len(times) > 2 * runs:
-            before, now = median(times[-2 * runs : -runs]), median(times[-runs:])
-            if abs(now - before) <= tolerance * before:
-                return times
+    return times
 
 
 def repeat(run, files, min_runs, min_ms, max_ms, max_runs):
     """Timed runs: (wall ns, waited ns or None) until both floors are met or one ceiling is."""
     samples, waits, spent = [], [], 0
     clock = _clock
-    gc.collect()
-    gc.disable()
-    try:
-        before = waits_of(files) if files else None
-        while True:
-            a = clock()
-            run()
-            t = clock() - a
-            if files:
-                after = waits_of(files)
-                waits.append(min(t, max(y - x for x, y in zip(before, after))))
-                before = after
-            samples.append(t)
-            spent += t
-            n = len(samples)
-            if n >= max_runs or spent >= max_ms * 1e6 or (n >= min_runs and spent >= min_ms * 1e6):
-                return samples, (waits if files else None)
-    finally:
-        gc.enable()
+    before = waits_of(files) if files else None
+    while True:
+        a = clock()
+        run()
+        t = clock() - a
+        if files:
+            after = waits_of(files)
+            waits.append(min(t, max(y - x for x, y in zip(before, after))))
+            before = after
+        samples.append(t)
+        spent += t
+        n = len(samples)
+        if n >= max_runs or spent >= max_ms * 1e6 or (n >= min_runs and spent >= min_ms * 1e6):
+            return samples, (waits if files else None)
 
 
 class Visits:
@@ -388,6 +383,9 @@ class Visits:
     def all(self):
         """Every job in order, control ops in between."""
         import_runtime()
+        # No garbage collection while times are taken: sessions and buffers are freed by their last reference.
+        gc.collect()
+        gc.disable()
         self.talk.say("started", run=self.run, environment=snapshot())
         self.begun = _clock()
         for job in self.jobs:
@@ -401,6 +399,7 @@ class Visits:
             self.acknowledged()
             self.control(c)
         self.acknowledged()
+        gc.enable()
         self.talk.say("done", run=self.run, spent_ns=self.spent, wall_ns=_clock() - self.begun)
 
     def acknowledged(self):

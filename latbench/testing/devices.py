@@ -49,10 +49,10 @@ def small_network() -> Network:
 class DeviceConformance:
     """What every device must do."""
 
-    protocol = Protocol(
-        warmup_runs=1, warmup_max_ms=5, min_runs=3, max_runs=10, min_ms=0, max_ms=20, min_visits=2, max_visits=3,
-        target_ci=10.0, visit_timeout_s=60,
-    )  # fmt: skip
+    protocol = Protocol.model_validate({
+        "warmup_runs": 1, "warmup_max_ms": 5, "min_runs": 3, "max_runs": 10, "min_ms": 0, "max_ms": 20,
+        "min_visits": 2, "max_visits": 3, "target_ci": 10.0, "visit_timeout_s": 60,
+    })  # fmt: skip
     op = staticmethod(small_conv)
     network = staticmethod(small_network)
 
