@@ -5,11 +5,12 @@ Ops that are visited again show it. The model of the value y of one Visit of Op 
 
     log y = mu[o] + (1 + b[o]) · (sum_c w[kind(o), c] · d_c(t) + v[kind(o)] · g(t)) + noise
 
-d_c is the smoothed log-slowdown of control Op c; w says how much an Op of this kind feels of it (contention slows
-memory-bound Ops more), shrunk towards one weight for all kinds, and b[o] a single Op's own sensitivity, shrunk towards
-its kind's; g is what all Ops share and no control shows. Every part has to earn its place: it is used only if it
-predicts held-out Visits better, and nothing is corrected unless correction beats leaving the values alone by more than
-one standard error. Everything is fitted with Huber's loss.
+d_0 is the slowdown that all control Ops agree on (the least of their smoothed log-slowdowns), the other d_c what a
+single control Op shows beyond that; w says how much an Op of this kind feels of it (contention slows memory-bound Ops
+more), shrunk towards one weight for all kinds, and those towards 1 for d_0 and 0 for the others; b[o] is a single Op's
+own sensitivity, shrunk towards its kind's; g is what Ops share and no control shows. Every part has to earn its place:
+it is used only if it predicts held-out Visits better, and nothing is corrected unless correction beats leaving the
+values alone by more than one standard error. Everything is fitted with Huber's loss.
 
 **Reference state**: the quietest tenth of the measured time, when the control Ops ran fastest; a corrected number is
 what the Visit would have given then.
@@ -80,20 +81,20 @@ class _Data(NamedTuple):
     y: Floats  # log values of Ops and networks, not of controls
     subject: Ints
     kind: Ints  # per Visit
-    slow: Floats  # (visits, controls): d_c at each Visit, relative to the reference state
+    slow: Floats  # (visits, controls + 1): d_c at each Visit, relative to the reference state; none without controls
     noise: Floats  # standard deviation of each Visit's log value
 
 
 class _Form(NamedTuple):
     """What a candidate model may use."""
 
-    weights: str  # "none", "equal", "pooled", "kind", "op"
+    weights: str  # "none", "agreed", "pooled", "kind", "op"
     span: float | None  # of the shared rest g
 
     def __str__(self) -> str:
         names = {
             "none": "no controls",
-            "equal": "controls, weighted equally",
+            "agreed": "what all controls agree on",
             "pooled": "controls, one weight each",
             "kind": "weights per kind of Op",
             "op": "weights per kind of Op and per Op",
@@ -104,7 +105,7 @@ class _Form(NamedTuple):
 
 class _Fit(NamedTuple):
     total: Floats  # log-slowdown of every Visit
-    weights: Floats  # (kinds, controls + 1): the last column is the gain on the shared rest
+    weights: Floats  # (kinds, columns + 1): those of d_c, and last the gain on the shared rest
     rest: Floats  # g at every Visit
 
 
@@ -136,7 +137,9 @@ def fit_drift(
     slow_all, labels = _control_slowdowns(time, logs, code, names, control, seed)
     reference = _quietest(slow_all.mean(axis=1)) if labels else np.ones(len(time), bool)
     slow_all = slow_all - slow_all[reference].mean(axis=0) if len(time) else slow_all
-    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow_all[ops], np.ones(ops.sum()))
+    agreed = np.maximum(slow_all.min(axis=1), 0.0)[:, None] if labels else slow_all
+    slow = np.hstack([agreed, slow_all - agreed])[ops]
+    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow, np.ones(ops.sum()))
     data = data._replace(noise=_noise(data))
     kinds_here = kind_names[np.unique(kind_code[ops])].tolist()
 
@@ -164,7 +167,7 @@ def fit_drift(
     if span > 10.0:
         warnings.append(f"drift span {span:.0f} %: corrected numbers lean on the drift model")
     spread, left = _spread(data, data.y, kinds_here), _spread(data, data.y - total, kinds_here)
-    columns = [*labels, "shared rest"]
+    columns = ["all controls", *labels, "shared rest"] if labels else ["shared rest"]
     table = {
         k: dict(zip(columns, map(float, fit.weights[i]), strict=True))
         for i, k in enumerate(kinds_here)
@@ -204,7 +207,7 @@ def _noise(data: _Data) -> Floats:
     """Standard deviation of each Visit's log value: its Op's own, drawn towards that of all Ops."""
     if not len(data.y):
         return np.ones(0)
-    first = _fit(data, np.ones(len(data.y), bool), _Form("equal", _REST_SPANS[1]))
+    first = _fit(data, np.ones(len(data.y), bool), _Form("agreed", _REST_SPANS[1]))
     z = data.y - first.total
     residual = z - _levels(z, data, np.ones(len(z)))[data.subject]
     count = np.bincount(data.subject)
@@ -224,8 +227,8 @@ def _select(data: _Data, seed: int) -> tuple[_Form, dict[str, float]]:
     count = np.bincount(data.subject)
     repeated = count[data.subject] > 1
     if repeated.sum() < _MIN_VISITS:
-        # Too few repeated Visits to learn from: the controls are taken at their word.
-        return (_Form("equal", None) if controls else _NOTHING), {}
+        # Too few repeated Visits to learn from: what all controls agree on is taken at its word.
+        return (_Form("agreed", None) if controls else _NOTHING), {}
     fold = _folds(data.subject, seed)
     losses: dict[_Form, Floats] = {}
 
@@ -236,7 +239,7 @@ def _select(data: _Data, seed: int) -> tuple[_Form, dict[str, float]]:
 
     forms = [_NOTHING]
     if controls:
-        forms += [_Form(w, None) for w in ("equal", "pooled", "kind", "op")]
+        forms += [_Form(w, None) for w in ("agreed", "pooled", "kind", "op")]
     best = min(forms, key=loss)
     spans = [x for x in _REST_SPANS if x < len(data.y)]
     forms += [_Form(w, x) for w in {best.weights: 0, "none": 0} for x in spans]
@@ -299,7 +302,8 @@ def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
     """Fit one form to the Visits of ``train``, by turns: weights, then the shared rest of what they leave."""
     n, controls, kinds = len(data.y), data.slow.shape[1], _count(data.kind)
     weights = np.zeros((kinds, controls + 1))
-    weights[:, :controls] = 1.0 / max(controls, 1) if form.weights != "none" else 0.0
+    if controls and form.weights != "none":
+        weights[:, 0] = 1.0
     weights[:, -1] = 1.0
     own = np.zeros(_count(data.subject))
     rest = np.zeros(n)
@@ -326,48 +330,65 @@ def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
     return _Fit(felt(np.column_stack([data.slow, rest]), slice(0, None)), weights, rest)
 
 
-def _fit_weights(data: _Data, base: Floats, design_common: Floats, form: str) -> tuple[Floats, Floats]:
+def _fit_weights(data: _Data, base: Floats, columns: Floats, form: str) -> tuple[Floats, Floats]:
     """Weights (kinds, columns) and sensitivities (subjects,) by ridge regression with Huber's loss.
 
-    Columns are the controls and the shared rest. One weight per control is drawn towards equal shares, that of the rest
-    towards one, each kind's deviation and each Op's sensitivity towards zero.
+    ``columns`` are d_c and the shared rest. The weights that all kinds share are drawn towards 1 for what all controls
+    agree on and 0 for single controls; each kind's deviation and each Op's sensitivity towards zero.
     """
-    y, columns, kinds, subjects = data.y, design_common.shape[1], _count(data.kind), _count(data.subject)
-    per_kind = form in ("kind", "op")
-    width = columns * (1 + kinds) if per_kind else columns
-    prior, tightness = np.zeros(width), np.full(width, _PRIOR_KIND**-2)
-    prior[: columns - 1], prior[columns - 1] = 1.0 / max(columns - 1, 1), 1.0
-    tightness[: columns - 1] = _PRIOR_COMMON**-2
-    tightness[columns - 1] = 1e6  # the size of the shared rest is in the rest itself
-    design = np.zeros((len(y), width))
-    design[:, :columns] = design_common
-    if per_kind:
-        for c in range(columns):
-            design[np.arange(len(y)), columns * (1 + data.kind) + c] = design_common[:, c]
-    w, beta = base, prior
-    for _ in range(4):
+    width, kinds, subjects = columns.shape[1], _count(data.kind), _count(data.subject)
+    prior, tightness = np.zeros(width), np.full(width, _PRIOR_COMMON**-2)
+    prior[0] = prior[-1] = 1.0
+    tightness[-1] = 1e6  # the size of the shared rest is in the rest itself
+    weights = np.tile(prior, (kinds, 1))
+    use, w = base > 0, base
+    order = np.argsort(data.kind, kind="stable")
+    starts = np.searchsorted(data.kind[order], np.arange(kinds))
+
+    def centred(v: Floats) -> Floats:
         mass = np.maximum(np.bincount(data.subject, w, subjects), 1e-9)
-        centre = np.stack([np.bincount(data.subject, w * col, subjects) / mass for col in design.T], axis=1)
-        x = design - centre[data.subject]
-        z = y - (np.bincount(data.subject, w * y, subjects) / mass)[data.subject]
-        residual = (z - x @ beta) / data.noise
-        use = base > 0
+        return np.asarray(v - (np.bincount(data.subject, w * v, subjects) / mass)[data.subject])
+
+    for _ in range(4):
+        x = np.column_stack([centred(c) for c in columns.T])
+        z = centred(data.y)
+        residual = (z - (x * weights[data.kind]).sum(axis=1)) / data.noise
         excess = max(1.4826 * float(np.median(np.abs(residual[use]))), 1e-3)
         w = base.copy()
         w[use] = base[use] * huber_weights(residual[use])
-        gram = (x * w[:, None]).T @ x + excess**2 * np.diag(tightness)
-        beta = np.linalg.solve(gram, x.T @ (w * z) + excess**2 * tightness * prior)
-    weights = np.tile(beta[:columns], (kinds, 1))
-    if per_kind:
-        weights += beta[columns:].reshape(kinds, columns)
+        # Normal equations by kind, without a product of large matrices, which would start threads on a machine that
+        # may be measuring.
+        xw = (x * w[:, None])[order]
+        gram = np.add.reduceat(xw[:, :, None] * x[order][:, None, :], starts)
+        right = np.add.reduceat(xw * z[order][:, None], starts)
+        weights = _ridge(gram, right, prior, excess**2 * tightness, excess**2 * _PRIOR_KIND**-2, form != "pooled")
     own = np.zeros(subjects)
     if form == "op":
-        felt = (design_common * weights[data.kind]).sum(axis=1)
-        felt = felt - (np.bincount(data.subject, w * felt, subjects) / mass)[data.subject]
+        felt = centred((columns * weights[data.kind]).sum(axis=1))
         own = np.bincount(data.subject, w * felt * (z - felt), subjects) / (
             np.bincount(data.subject, w * felt**2, subjects) + (excess / _PRIOR_OP) ** 2
         )
     return weights, own
+
+
+def _ridge(gram: Floats, right: Floats, prior: Floats, tight: Floats, tight_kind: float, per_kind: bool) -> Floats:
+    """Weights (kinds, columns) from normal equations (kinds, columns, columns) and (kinds, columns).
+
+    With ``per_kind`` each kind has its own weights around shared ones; these are found first, the kinds' own deviations
+    eliminated from the equations.
+    """
+    kinds, width = right.shape
+    if not per_kind:
+        shared = np.linalg.solve(gram.sum(axis=0) + np.diag(tight), right.sum(axis=0) + tight * prior)
+        return np.tile(shared, (kinds, 1))
+    # The deviation of a kind given the shared weights m is (G + t I)⁻¹ (r − G m); put into the equations of m, that
+    # leaves t (G + t I)⁻¹ G of each G.
+    keep = tight_kind * np.linalg.inv(gram + tight_kind * np.eye(width))
+    shared = np.linalg.solve(
+        np.einsum("kij,kjl->il", keep, gram) + np.diag(tight), np.einsum("kij,kj->i", keep, right) + tight * prior
+    )
+    left = right - np.einsum("kij,j->ki", gram, shared)
+    return np.asarray(shared + np.einsum("kij,kj->ki", keep / tight_kind, left))
 
 
 def _spread(data: _Data, z: Floats, kinds: list[str]) -> dict[str, float]:

@@ -61,8 +61,10 @@ def smooth(time: Floats, value: Floats, at: Floats, span: float, weight: Floats 
         bands[1] = np.bincount(knot, h, knots) + 1e-12
         bands[1, :-1] += tie
         bands[1, 1:] += tie
-        x = solveh_banded(bands, np.bincount(knot, h * (z - level), knots)) + level
+        before, x = x, solveh_banded(bands, np.bincount(knot, h * (z - level), knots)) + level
         residual = z - np.interp(t, where, x)
+        if np.abs(x - before).max() < 1e-3 * np.abs(residual).mean():
+            break
         ease = huber_weights(np.diff(x) * np.sqrt(stiff), 3.0)
     return np.asarray(np.interp(at, where, x))
 

@@ -117,7 +117,10 @@ def test_a_known_drift_is_recovered(drift: Callable[[float], float], seed: int) 
 def test_kinds_that_feel_more_are_given_more() -> None:
     s = simulate(hump)
     d = s.fit()
-    slow = {k: sum(row[c] * felt for c, felt in CONTROLS.items()) for k, row in d.weights.items()}
+    slow = {
+        k: 0.7 * row["all controls"] + sum(row[c] * (felt - 0.7) for c, felt in CONTROLS.items())
+        for k, row in d.weights.items()
+    }
     assert slow == {k: pytest.approx(v, abs=0.12) for k, v in KINDS.items()}
     assert d.residual_percent["memory"] < 0.3 * d.spread_percent["memory"]
     assert d.span_percent == pytest.approx(100 * np.expm1(1.6 * 0.3), abs=6)
@@ -177,13 +180,13 @@ def test_without_controls_and_drift_it_says_that_nothing_was_corrected() -> None
 
 
 def test_ops_measured_once_lean_on_the_controls_alone() -> None:
-    s = simulate(ramp, rounds=1, ops=100, felt={"plain": 1.0}, outliers=0.0)
+    s = simulate(ramp, rounds=1, ops=100, felt={"plain": 0.7}, outliers=0.0)
     d = s.fit()
-    assert d.model == "controls, weighted equally"
+    assert d.model == "what all controls agree on"
     ops = ~s.control
     left = np.log(s.value[ops]) - d.log_slowdown[ops] - [s.level[k] for k in np.array(s.subject)[ops]]
     assert np.std(left) < 0.03
-    assert np.std(s.slowdown[ops]) > 0.1
+    assert np.std(s.slowdown[ops]) > 0.08
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
