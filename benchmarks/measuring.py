@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import latbench as lb
 from latbench.campaign import CampaignResult
 from latbench.device import Device, Job
 from latbench.errors import DeviceBusyError
+from latbench.host_lock import HostLock
 from latbench.op import Op
 from latbench.plan import Plan
 from latbench.protocol import Protocol
 from latbench.space import SearchSpace
 from latbench.store import Store
 from latbench.visit import Visit
+
+T = TypeVar("T")
 
 #: How long it waits for another campaign on this machine to end.
 BUSY_S = 600.0
@@ -39,7 +44,8 @@ class OnePass:
 def one_pass(device: Device, ops: Sequence[Op]) -> OnePass:
     """One Visit an Op by :data:`FIXED`, in order, as measured: nothing is taken off."""
     device.prepare(ops)
-    visits = list(device.visits([Job(f"one-pass/{i}", op) for i, op in enumerate(ops)], FIXED))
+    with locked(device):
+        visits = list(device.visits([Job(f"one-pass/{i}", op) for i, op in enumerate(ops)], FIXED))
     own = [v for v in visits if v.role != "control" and v.ok]
     return OnePass({v.subject: float(v.samples_ns.mean()) * 1e-6 for v in own}, sum(map(device_s, own)))
 
@@ -53,11 +59,24 @@ def campaign(
     device: Device, plan: Plan, store: Store | str | Path, space: SearchSpace, protocol: Protocol | None = None
 ) -> CampaignResult:
     """Run (or resume) a campaign, waiting for another one on this machine to end."""
-    run = lb.Campaign(device, plan, store=store, protocol=protocol, space=space)
+    return _when_free(lb.Campaign(device, plan, store=store, protocol=protocol, space=space).run)
+
+
+@contextmanager
+def locked(device: Device) -> Iterator[None]:
+    """Hold the device's lock on this host, as a campaign does."""
+    lock = _when_free(HostLock(device.setting.device, "a benchmark").acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _when_free(start: Callable[[], T]) -> T:
     until = time.monotonic() + BUSY_S
     while True:
         try:
-            return run.run()
+            return start()
         except DeviceBusyError:
             if time.monotonic() > until:
                 raise
