@@ -315,10 +315,11 @@ def test_a_visit_that_was_not_asked_for_is_not_stored(store, device):
 
 
 def test_ctrl_c_leaves_a_state_from_which_the_campaign_goes_on(store, device):
-    campaign = Campaign(device, OPS, store=store)
-    with pytest.raises(KeyboardInterrupt):
-        campaign.run(stop_after(5))
-    assert device.closed_streams == len(device.streams) == 1  # the measuring process was ended
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Campaign(device, OPS, store=store).run(stop_after(5))
+    # The measuring process was ended, although the traceback keeps the stream alive.
+    assert device.closed_streams == len(device.streams) == 1
+    assert caught.traceback
     before = [v.uid for v in store.visits(device.setting)]
     assert store.campaigns()[0].state == "interrupted"
     assert store.campaigns()[0].slots == {"done": 5, "planned": 11}
