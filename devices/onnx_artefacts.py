@@ -40,22 +40,21 @@ class Artefacts:
         self._optimise = optimise
         self._memory: dict[str, Artefact] = {}
 
-    def get(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
-        """Key → artefact; what is missing is optimised on the device in one batch and cut here."""
-        made: dict[str, Artefact] = {}
+    def get(self, subjects: Iterable[Op | Network]) -> list[Artefact]:
+        """The artefact of each subject; what is missing is optimised on the device in batches and cut here."""
+        wanted = [(file_name(s), s) for s in subjects]
         missing: dict[str, Op | Network] = {}
-        for s in subjects:
-            name = file_name(s)
-            if (known := self._memory.get(name) or self._cached(name)) is None:
+        for name, s in wanted:
+            if name in self._memory or name in missing:
+                continue
+            if (known := self._cached(name)) is None:
                 missing[name] = s
             else:
-                self._memory[name] = made[s.key] = known
+                self._memory[name] = known
         todo = list(missing.items())
         for i in range(0, len(todo), BATCH):
-            batch = dict(todo[i : i + BATCH])
-            for name, artefact in self._build(batch).items():
-                self._memory[name] = made[batch[name].key] = artefact
-        return made
+            self._memory.update(self._build(dict(todo[i : i + BATCH])))
+        return [self._memory[name] for name, _ in wanted]
 
     def _cached(self, name: str) -> Artefact | None:
         meta = self.folder / f"{name}.json"
@@ -151,14 +150,17 @@ class Artefacts:
 
 def file_name(subject: Op | Network) -> str:
     """The name of a subject's artefact: of the very file or weights for a network that has them, else of its key."""
-    h = hashlib.sha256(subject.key.encode())
-    if isinstance(subject, Network):
-        if subject.source is not None:
-            h.update(subject.source)
-        for node, weights in sorted((subject.weights or {}).items()):
-            for name, array in sorted(weights.items()):
-                h.update(f"{node}.{name}{array.shape}{array.dtype}".encode() + array.tobytes())
-    return h.hexdigest()[:32]
+    if isinstance(subject, Op) or (subject.source is None and not subject.weights):
+        return hashlib.sha256(subject.key.encode()).hexdigest()[:32]
+    # Networks do not change, and hashing hundreds of megabytes once is enough.
+    name: str | None = subject.__dict__.get("_artefact_name")
+    if name is None:
+        h = hashlib.sha256(subject.key.encode() + (subject.source or b""))
+        for node, weights in sorted((subject.weights or {}).items() if subject.source is None else ()):
+            for weight, array in sorted(weights.items()):
+                h.update(f"{node}.{weight}{array.shape}{array.dtype}".encode() + array.tobytes())
+        name = subject.__dict__["_artefact_name"] = h.hexdigest()[:32]
+    return name
 
 
 def probe_model() -> onnx.ModelProto:

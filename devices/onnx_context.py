@@ -135,7 +135,7 @@ def reorder_model(op: Op, ir_version: int, opset: int) -> bytes:
     """A layout conversion as a model of its own."""
     from onnx import helper
 
-    spec = op.inputs[0]
+    spec = TensorSpec(op.inputs[0].shape, op.attributes.get("compute", op.inputs[0].dtype))
     block = int(str(op["layout"]).removeprefix("nchw").removesuffix("c"))
     padded = [spec.shape[0], -(-spec.shape[1] // block) * block, *spec.shape[2:]]
     into = op.kind == "reorder_input"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import onnx
 
 NCHWC = "com.microsoft.nchwc"
+#: Prefix of the 32-bit copies of 16-bit tensors, where the runtime has no 16-bit kernels.
+WIDENED = "InsertedPrecisionFreeCast_"
 REORDERS = {"ReorderInput": "reorder_input", "ReorderOutput": "reorder_output"}
 #: Primitives that the blocked layout fuses into the convolution before them.
 _FUSIBLE = frozenset({*ACTIVATIONS, *BINARY, "batch_norm", "identity"})
@@ -59,6 +61,8 @@ class RuntimeGraph:
         self.outputs = [o.name for o in model.graph.output]
         self.alias: dict[str, str] = {}
         self.blocked: set[str] = set()
+        #: Runtime tensors that are 32-bit though the network's are 16-bit.
+        self.widened: set[str] = set()
         self._name_tensors(names)
 
     def _name_tensors(self, names: Mapping[str, str]) -> None:
@@ -68,12 +72,13 @@ class RuntimeGraph:
         stem: dict[int, str] = {}
         for i, n in enumerate(self.nodes):
             if n.domain == NCHWC and n.op_type == "ReorderOutput":
-                if n.output[0] in known:
-                    self.alias.setdefault(n.input[0], n.output[0])
+                if (t := n.output[0].removeprefix(WIDENED)) in known:
+                    self.alias.setdefault(n.input[0], self.merged.get(t, t))
                 continue
             # A batch norm that stands alone becomes a depthwise convolution called <tensor>_bn_nchwc.
-            made = re.fullmatch(r"((.+?)(?:_bn)?)_nchwc(?:_token_\d+)?", n.name) if n.domain == NCHWC else None
-            for t in (n.output[0], *(made.groups() if made else ()), names.get(n.name, "")):
+            name = n.name.removeprefix(WIDENED)
+            made = re.fullmatch(r"((.+?)(?:_bn)?)_nchwc(?:_token_\d+)?", name) if n.domain == NCHWC else None
+            for t in (n.output[0].removeprefix(WIDENED), *(made.groups() if made else ()), names.get(n.name, "")):
                 if t in known or t in self.merged:
                     stem[i] = self.merged.get(t, t)
                     break
@@ -82,9 +87,14 @@ class RuntimeGraph:
             is_reorder = n.domain == NCHWC and n.op_type in REORDERS
             if n.op_type != "ReorderOutput" and (n.domain == NCHWC or any(t in self.blocked for t in n.input)):
                 self.blocked.update(n.output)
+            if any(t.startswith(WIDENED) for t in n.output) or (
+                n.op_type != "Cast" and any(t in self.widened for t in n.input)
+            ):
+                self.widened.update(n.output)
             for t in n.output:
-                if t in known or t in self.merged:
-                    self.alias[t] = self.merged.get(t, t)
+                plain = t.removeprefix(WIDENED)
+                if plain in known or plain in self.merged:
+                    self.alias[t] = self.merged.get(plain, plain)
             first = n.output[0]
             if first in self.alias:
                 continue
@@ -186,7 +196,9 @@ class RuntimeGraph:
         ends = list(dict.fromkeys(self._tensor(t) for t in g.outputs or last.output[:1]))
         begins = list(dict.fromkeys(self._tensor(t) for t in g.inputs))
         blocked = any(t in self.blocked for t in (*g.outputs, *g.inputs, *last.output))
-        layout: dict[str, Any] = {"layout": f"nchw{self.block}c"} if blocked else {}
+        attrs: dict[str, Any] = {"layout": f"nchw{self.block}c"} if blocked else {}
+        if self.widened.intersection(last.output):
+            attrs["compute"] = "f32"
         specs = [self.net.tensors[t] for t in begins]
         # onnxruntime numbers conversions differently each time: their tensor is the better name.
         given = last.name and not (last.domain == NCHWC and last.op_type in REORDERS)
@@ -196,14 +208,14 @@ class RuntimeGraph:
             spec = self.net.tensors[ends[0]]
             kind = REORDERS.get(last.op_type, last.op_type.lower())
             body = [Step(Op.make("identity", [spec]), (-1,))]
-            return Unit(Op.unit(kind, [spec], body, **layout), (), (ends[0],), name, provider)
+            return Unit(Op.unit(kind, [spec], body, **attrs), (), (ends[0],), name, provider)
         place = {t: -i for i, t in enumerate(begins, 1)}
         steps = []
         for i, n in enumerate(covered):
             steps.append(Step(n.op, tuple(place[t] for t in n.inputs)))
             place.update(dict.fromkeys(n.outputs, i))
         kind = _kind([n.op.kind for n in covered])
-        op = Op.unit(kind, specs, steps, [place[t] for t in ends], **layout)
+        op = Op.unit(kind, specs, steps, [place[t] for t in ends], **attrs)
         nodes = [m for n in covered for m in (n.name, *self._twins(n)) if m not in taken]
         return Unit(op, tuple(nodes), tuple(ends), name, provider)
 
@@ -260,7 +272,7 @@ class RuntimeGraph:
         shape = list(spec.shape)
         if t in self.blocked:
             shape[1] = -(-shape[1] // self.block) * self.block
-        return onnx_type(spec), shape
+        return onnx_type(replace(spec, dtype="f32") if t in self.widened else spec), shape
 
 
 def _kind(kinds: Sequence[str]) -> str:

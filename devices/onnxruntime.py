@@ -148,8 +148,8 @@ class OnnxRuntime(RunnerRuntime):
 
     # -- artefacts ----------------------------------------------------------------------------------------------
 
-    def artefacts(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
-        """Key → artefact; what is missing is optimised on the device in one batch and cut here."""
+    def artefacts(self, subjects: Iterable[Op | Network]) -> list[Artefact]:
+        """The artefact of each subject; what is missing is optimised on the device in batches and cut here."""
         return self._artefacts.get(subjects)
 
     def _optimise(self, models: Sequence[tuple[str, onnx.ModelProto | bytes]]) -> dict[str, onnx.ModelProto | Failure]:
@@ -202,7 +202,7 @@ class OnnxRuntime(RunnerRuntime):
     def _read_units(self, net: Network) -> list[Unit]:
         import onnx
 
-        artefact = self.artefacts([net])[net.key]
+        (artefact,) = self.artefacts([net])
         if artefact.path is None:
             raise _error(artefact)
         return units_of(onnx.load_model(artefact.path), net, self.block, self._artefacts.to_onnx, self._optimised)
@@ -224,7 +224,7 @@ class OnnxRuntime(RunnerRuntime):
         """Unit name → mean nanoseconds, by onnxruntime's profiler."""
         import onnx
 
-        artefact = self.artefacts([net])[net.key]
+        (artefact,) = self.artefacts([net])
         if artefact.path is None:
             raise _error(artefact)
         with self.conversation() as talk:

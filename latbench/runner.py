@@ -54,8 +54,8 @@ class RunnerRuntime(Runtime):
         """What the runner must know of the profile: plain JSON values; ``affinity`` are the cores to stay on."""
 
     @abstractmethod
-    def artefacts(self, subjects: Iterable[Op | Network]) -> dict[str, Artefact]:
-        """Key → artefact of each subject, from the cache or built now in one batch."""
+    def artefacts(self, subjects: Iterable[Op | Network]) -> list[Artefact]:
+        """The artefact of each subject, in order, from the cache or built now in batches."""
 
     # -- what follows -------------------------------------------------------------------------------------------
 
@@ -128,14 +128,14 @@ class RunnerRuntime(Runtime):
         """One fresh runner; a Visit for each job, control Visits in between. See the Device contract."""
         controls = self.controls()
         made = self.artefacts([*(j.subject for j in jobs), *controls.values()])
-        plan = [self._job(j.slot, j.subject.key, _role(j.subject), made[j.subject.key]) for j in jobs]
+        plan = [self._job(j.slot, j.subject.key, _role(j.subject), a) for j, a in zip(jobs, made, strict=False)]
         # What the first visit may cost, loading included, until the runner knows better: 5 ms and 1 ms a megabyte.
         control_plan = [
-            self._job("", control_subject(k), "control", made[op.key]) | {"first_ms": 5 + op.activation_bytes / 1e6}
-            for k, op in controls.items()
+            self._job("", control_subject(k), "control", a) | {"first_ms": 5 + op.activation_bytes / 1e6}
+            for (k, op), a in zip(controls.items(), made[len(jobs) :], strict=True)
         ]
         queue = [p for p in plan if "path" in p]
-        notes = {j.slot: made[j.subject.key] for j in jobs}
+        notes = {j.slot: a for j, a in zip(jobs, made, strict=False)}
         run = secrets.token_hex(8)
         cores = self.runner_options().get("affinity", ()) if self.transport.same_host else ()
         with quiet_host(cores), self.conversation() as talk:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from latbench.transport import Transport
 
 #: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
-ARTEFACT_VERSION = 3
+ARTEFACT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def prune(folder: Path, limit_bytes: int = 4 << 30) -> None:
     found = []
     for f in folder.iterdir():
         try:
-            if f.is_file():
+            if f.is_dir() and f.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(f, ignore_errors=True)  # left by a build that was killed
+            elif f.is_file():
                 found.append((f.stat().st_mtime, f.stat().st_size, f))
         except FileNotFoundError:
             continue  # another process has just removed it

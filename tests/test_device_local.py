@@ -80,7 +80,7 @@ def test_a_users_file_is_measured_as_it_is(local_device: Device) -> None:
     runtime = local_device.runtime  # type: ignore[attr-defined]
     net = small_network()
     files = [Network.from_onnx(net.to_onnx(seed=s).SerializeToString()) for s in (1, 2)]
-    paths = [runtime.artefacts([f])[f.key].path for f in files]
+    paths = [runtime.artefacts([f])[0].path for f in files]
     assert files[0].key == files[1].key
     assert paths[0] != paths[1]
     assert [v.ok for v in local_device.visits([Job("a", files[0])], QUICK) if v.role != "control"] == [True]
@@ -203,10 +203,10 @@ def test_checks_say_what_was_found_and_what_to_do(local_device: Device) -> None:
 def test_artefacts_are_kept_on_disk_and_used_again(make_device: Make, artefact_cache: Path) -> None:
     op = small_conv(24)
     with make_device() as device:
-        path = device.runtime.artefacts([op])[op.key].path  # type: ignore[attr-defined]
+        path = device.runtime.artefacts([op])[0].path  # type: ignore[attr-defined]
         made = path.stat().st_mtime_ns
     with make_device() as device:
-        again = device.runtime.artefacts([op])[op.key].path  # type: ignore[attr-defined]
+        again = device.runtime.artefacts([op])[0].path  # type: ignore[attr-defined]
         assert again.stat().st_mtime_ns == made
     assert artefact_cache in path.parents
 
