@@ -313,7 +313,7 @@ def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
         w = weights[data.kind]
         return np.asarray((columns[:, part] * w[:, part]).sum(axis=1) * (1.0 + own[data.subject]))
 
-    for turn in range(1 if form.span is None else 3):
+    for turn in range(1 if form.span is None else 2):
         columns = np.column_stack([data.slow, rest])
         if form.weights in ("pooled", "kind", "op") and (controls or turn):
             weights, own = _fit_weights(data, weight, columns, form.weights)

@@ -69,8 +69,10 @@ def run_times_ms(samples_ns: npt.ArrayLike, wait_ns: npt.ArrayLike | None = None
     w = np.asarray(wait_ns, np.float64)
     if w.shape != ns.shape or not np.isfinite(w).all() or (w < 0).any():
         raise ProtocolError(f"wait times must be {ns.size} non-negative nanoseconds, one per sample")
-    # The two clocks are read one after the other: a wait may exceed its run by the time between the readings.
-    return np.maximum(ns - w, 1.0) * 1e-6
+    # The two clocks are read one after the other: a switch between the readings counts as wait of a run that it did not
+    # hit. So no run is taken to be faster than the fastest one without wait.
+    undisturbed = ns[w == 0]
+    return np.maximum(ns - w, undisturbed.min() if undisturbed.size else 1.0) * 1e-6
 
 
 def contention(samples_ns: npt.ArrayLike, wait_ns: npt.ArrayLike | None = None) -> float:

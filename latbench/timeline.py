@@ -18,7 +18,7 @@ Floats: TypeAlias = "npt.NDArray[np.float64]"
 Regressor: TypeAlias = "Callable[[Floats, Floats], Callable[[Floats], Floats]]"
 
 #: Spans that cross-validation tries, in observations; infinite means a constant.
-SPANS: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64, 128, float("inf"))
+SPANS: tuple[float, ...] = (2, 4, 16, 64, float("inf"))
 _KNOTS = 20_000
 _HUBER = 1.345
 

@@ -67,7 +67,13 @@ def test_scheduler_wait_is_taken_off_and_wall_times_stay_available() -> None:
 
 
 def test_a_wait_longer_than_its_run_leaves_a_positive_time() -> None:
-    assert run_times_ms([1000, 1000], [1001, 0]).min() > 0
+    assert run_times_ms([1000, 1000], [1001, 1]).min() > 0
+
+
+def test_no_run_becomes_faster_than_the_fastest_undisturbed_one() -> None:
+    wall, wait = [1_000_000, 1_100_000, 1_050_000], [0, 900_000, 0]
+    assert run_statistics(wall, wait)["min"] == pytest.approx(1.0)
+    assert run_times_ms([5_000_000, 1_000_000], [3_500_000, 0]).tolist() == pytest.approx([1.5, 1.0])
 
 
 @pytest.mark.parametrize("samples", [[], [0], [-5], [float("nan")], [float("inf")], [[1, 2]]])
