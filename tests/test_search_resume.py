@@ -299,6 +299,31 @@ def test_two_processes_cannot_run_one_search(tmp_path: Path) -> None:
         assert len(first.result().candidates) == 2
 
 
+def test_a_resumed_searcher_is_restored_and_not_asked_again(tmp_path: Path) -> None:
+    class Counter(Plugin):
+        """Proposes architectures by number, and never looks at what it is told."""
+
+        name = "counter"
+        number = 0
+
+        def ask(self, n: int) -> list[Arch]:
+            self.number += 1
+            return [tuple(self.number // 4**i % 4 for i in range(8))]
+
+        def state(self) -> dict[str, Any]:
+            return {"number": self.number}
+
+        def restore(self, state: dict[str, Any]) -> None:
+            restored.append(state["number"])
+            self.number = state["number"]
+
+    restored: list[int] = []
+    run(Counter, run=tmp_path / "r", budget=10)
+    r = run(Counter, run=tmp_path / "r", budget=15)
+    assert restored == [10]
+    assert len({c.arch for c in r.candidates}) == 15
+
+
 # -- many workers -----------------------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,8 @@ def test_moga_breaks_ties_by_soft_limits_before_crowding() -> None:
     soft = [1.0, 0.0, 0.0, 1.0]
     assert set(survivors(points, [0] * 4, 2, soft=soft).tolist()) == {1, 2}
     assert set(survivors(points, [0] * 4, 2).tolist()) == {0, 3}
+    # Only among equals: what others dominate stays behind what dominates it.
+    assert survivors(np.array([[1.0, 1.0], [0.0, 0.0]]), [0, 0], 1, soft=[0.0, 1.0]).tolist() == [1]
 
 
 def test_moga_lets_no_generation_pass_on_repeated_answers() -> None:

@@ -29,7 +29,10 @@ def searched(setting: Setting, *, slow: float = 1, **changes: object) -> SearchR
     return lb.search("random", space=SPACE, latency=model, accuracy=toy_evaluator(), **options)  # type: ignore[arg-type]
 
 
-def test_found_networks_are_measured_on_the_real_device(local_device: Device, tmp_path: Path) -> None:
+def test_found_networks_are_measured_on_the_real_device(
+    local_device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATBENCH_LOCK_FOLDER", str(tmp_path))
     # The made-up table promises a hundredth of what anything takes on a real machine.
     result = searched(local_device.setting, slow=1e-2, limits={"latency_ms": 5e-3, "params": 1e9})
     quick = Protocol(min_runs=5, max_runs=5, min_ms=0, min_visits=2, max_visits=2, warmup_runs=1, warmup_max_ms=1)
