@@ -70,7 +70,13 @@ def test_an_attribute_at_its_default_is_the_same_op() -> None:
 
 def test_an_integer_where_a_float_belongs_is_the_same_op() -> None:
     assert Op.make("elu", [MAP], alpha=2).key == Op.make("elu", [MAP], alpha=2.0).key
-    assert Op.make("pad", [MAP], pads=(0,) * 8, value=-0.0) == Op.make("pad", [MAP], pads=(0,) * 8)
+    assert Op.make("elu", [MAP], alpha=-0.0).key == Op.make("elu", [MAP], alpha=0.0).key
+
+
+def test_an_axis_counted_from_the_end_is_the_same_op() -> None:
+    assert Op.make("softmax", [MAP], axis=3).key == Op.make("softmax", [MAP]).key
+    assert Op.make("concat", [MAP, MAP], axis=-3) == Op.make("concat", [MAP, MAP], axis=1)
+    assert Op.make("reduce_mean", [MAP], axes=(-1, 2)) == Op.make("reduce_mean", [MAP], axes=(2, 3))
 
 
 def test_conv_work_matches_the_closed_form() -> None:
