@@ -107,8 +107,8 @@ def duration(seconds: float) -> str:
 class Bar:
     """A progress bar that is drawn only when :meth:`update` is called."""
 
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress, self._title, self._told = progress, title, 0
+    def __init__(self, progress: Progress, title: str, lines: bool) -> None:
+        self._progress, self._title, self._told, self._lines = progress, title, 0, lines
         self._task = progress.add_task(title, total=None, left="")
 
     def update(self, done: float, total: float, *, left_s: float | None = None, title: str | None = None) -> None:
@@ -123,14 +123,14 @@ class Bar:
     def _tell(self, done: float, total: float, left: str) -> None:
         """Where there is no terminal: one line every fifth of the way."""
         fifth = int(5 * done / total) if total else 0
-        if fifth > self._told:
+        if self._lines and fifth > self._told:
             self._told = fifth
             note(f"{self._title}: {done:g} of {total:g}{', ' if left else ''}{left}")
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Bar]:
-    """A progress bar on standard error; a line now and then where that is no terminal."""
+def bar(title: str, *, lines: bool = True) -> Iterator[Bar]:
+    """A progress bar on standard error; a line now and then (``lines``) where that is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns: list[Any] = [
@@ -139,7 +139,7 @@ def bar(title: str) -> Iterator[Bar]:
     ]  # fmt: skip
     err = console(stderr=True)
     with Progress(*columns, console=err, auto_refresh=False, disable=not err.is_terminal, transient=True) as p:
-        yield Bar(p, title)
+        yield Bar(p, title, lines)
 
 
 def print_renderable(thing: RenderableType) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import itertools
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latbench.cli.console import count, ms, note, say, span, table, warn
+from latbench.cli.console import bar, count, ms, note, say, span, table, warn
 from latbench.cli.options import (
     DeviceName,
     Json,
@@ -17,6 +18,12 @@ from latbench.cli.options import (
     make_device,
 )
 from latbench.cli.subjects import Model, Shapes, read_model
+
+if TYPE_CHECKING:
+    from latbench.device import Device
+    from latbench.network import Network
+    from latbench.protocol import Protocol
+    from latbench.visit import Measurement
 
 
 def measure(
@@ -36,7 +43,7 @@ def measure(
     net, _, _ = read_model(model, settings, resolution, width_mult, shapes)
     dev, how = make_device(device, protocol)
     with dev:
-        m = dev.measure(net, how)
+        m = measure_now(dev, net, how)
         plan = dev.units(net) if units else []
     if as_json:
         print(json.dumps(measurement_json(m), indent=2, default=str))
@@ -53,6 +60,15 @@ def measure(
         warn(text)
     if plan:
         print_units(plan)
+
+
+def measure_now(device: Device, net: Network, protocol: Protocol) -> Measurement:
+    """Measure a network on an open device with a progress bar."""
+    from latbench.measure import measure as measure_subject
+
+    visits = itertools.count(1)
+    with bar("Visits", lines=False) as b:
+        return measure_subject(device, net, protocol, progress=lambda v, m: b.update(next(visits), protocol.max_visits))
 
 
 def print_units(units: Any) -> None:

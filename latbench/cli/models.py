@@ -11,7 +11,7 @@ import typer
 
 from latbench.cli import lookup
 from latbench.cli.console import ms, note, percent, say, span, table, warn
-from latbench.cli.measure import measurement_json, setting_words
+from latbench.cli.measure import measure_now, measurement_json, setting_words
 from latbench.cli.options import (
     DEFAULT_MODELS,
     DEFAULT_STORE,
@@ -246,7 +246,7 @@ def _measured(net: Network, device: str, protocol: list[str] | None) -> tuple[Me
     """The measurement, and nanoseconds by unit key from the runtime's own profiler where it has one."""
     dev, how = make_device(device, protocol)
     with dev:
-        measured = dev.measure(net, how)
+        measured = measure_now(dev, net, how)
         profiler = getattr(dev, "profile_units", None)
         if profiler is None:
             return measured, {}
