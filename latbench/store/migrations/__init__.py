@@ -14,6 +14,7 @@ def config(connection: Connection | None = None) -> Config:
     made = Config()
     made.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     made.set_main_option("path_separator", "os")
+    made.set_main_option("version_path_separator", "os")  # its name before Alembic 1.16
     if connection is not None:
         made.attributes["connection"] = connection
     return made
