@@ -176,7 +176,7 @@ ops = st.one_of(primitives(), units(), blocks())
 
 
 def check(model: onnx.ModelProto, op: Op | None = None) -> None:
-    """ONNX's checker, with its shape inference; that gets ``ceil_mode`` wrong before operator set 22, runtimes do not."""
+    """ONNX's checker, with its shape inference; that gets ``ceil_mode`` wrong before operator set 22."""
     ceil = op is not None and op.attributes.get("ceil_mode", False) and model.opset_import[0].version < 22
     onnx.checker.check_model(model, full_check=not ceil)
 
