@@ -86,7 +86,7 @@ def test_a_users_file_is_measured_as_it_is(local_device: Device) -> None:
     assert [v.ok for v in local_device.visits([Job("a", files[0])], QUICK) if v.role != "control"] == [True]
 
 
-def test_all_three_controls_come_often_and_within_their_share(local_device: Device) -> None:
+def test_all_three_controls_come_again_and_again_within_their_share(local_device: Device) -> None:
     # Loading the memory-bound control op costs some 0.1 s once, so that all three need a stream of some seconds.
     protocol = Protocol(warmup_runs=1, warmup_max_ms=1, min_runs=3, max_runs=10**6, min_ms=100, max_ms=100)
     visits = list(local_device.visits([Job(str(i), small_conv(8 + 8 * (i % 2))) for i in range(30)], protocol))
@@ -96,9 +96,7 @@ def test_all_three_controls_come_often_and_within_their_share(local_device: Devi
     spent = local_device.last_run["spent_ns"]  # type: ignore[attr-defined]
     device_ns = sum(ns for what, ns in spent.items() if what != "acknowledge")
     assert spent["control"] <= 0.1 * device_ns
-    launches = [v.started for v in controls if v.subject == control_subject("launch")]
-    assert len(launches) >= 3
-    assert max(np.diff(launches)) < 2.0
+    assert [v.subject for v in controls].count(control_subject("launch")) >= 3
 
 
 def test_control_ops_are_stable_and_differ_in_what_bounds_them() -> None:
@@ -231,3 +229,47 @@ def test_a_network_that_cannot_be_built_fails_its_visit(local_device: Device) ->
     assert visit.role == "network"
     assert visit.unsupported is not None
     assert "Frobnicate" in visit.unsupported.message
+
+
+def test_the_runner_ends_when_the_host_is_killed(artefact_cache: Path) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    program = """
+import latbench.device, latbench.profiled_device, latbench.protocol
+from latbench.testing.devices import small_conv
+p = latbench.protocol.Protocol(min_runs=3, max_runs=10**9, min_ms=60000, max_ms=60000)
+with latbench.profiled_device.load_device("local-cpu") as d:
+    d.prepare([small_conv()])
+    print("ready", flush=True)
+    list(d.visits([latbench.device.Job("a", small_conv())], p))
+"""
+    host = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert host.stdout is not None
+    try:
+        assert host.stdout.readline() == "ready\n"
+        end = time.monotonic() + 20
+        while not (children := children_of(host.pid)) and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        host.send_signal(signal.SIGKILL)
+        host.wait()
+        host.stdout.close()
+    assert len(children) == 1
+    end = time.monotonic() + 10
+    while Path(f"/proc/{children[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{children[0]}").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes whose parent is ``pid``."""
+    found = []
+    for f in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(f.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(f.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found

@@ -286,7 +286,11 @@ def feeds(session, seed=0):
         if kind[0] == "f":
             # Large inputs repeat a block of numbers: drawing millions of them would take longer than the visit.
             count = int(np.prod(i.shape, dtype="i8"))
-            made[i.name] = np.resize(rng.standard_normal(min(count, 65521)).astype(kind), i.shape)
+            block = rng.standard_normal(min(count, 65521)).astype(kind)
+            values = np.empty(count, kind)
+            for start in range(0, count, 65521):
+                values[start : start + 65521] = block[: count - start]
+            made[i.name] = values.reshape(i.shape)
         else:
             made[i.name] = rng.randint(0, 2, i.shape).astype(kind)
     return made
@@ -310,7 +314,9 @@ def runner(session, how):
         text = str(e).strip()
         raise JobError("UnsupportedOpError" if "NOT_IMPLEMENTED" in text else "ModelError", text[:2000]) from None
     for info, y in zip(session.get_outputs(), outputs):
-        if isinstance(y, np.ndarray) and y.dtype.kind == "f" and not np.isfinite(y.sum(dtype="f8")):
+        # A sum is quick to look at; only one that overflows needs a closer look.
+        is_real = isinstance(y, np.ndarray) and y.dtype.kind == "f"
+        if is_real and not np.isfinite(y.sum()) and not np.isfinite(y).all():
             raise JobError("ModelError", "output %s is not finite" % info.name)
     if how == "feeds" or not all(isinstance(y, np.ndarray) for y in outputs):
         return (lambda: session.run(None, x)), first
