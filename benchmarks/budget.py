@@ -3,10 +3,10 @@
 Three kinds of measurement of the same Ops take turns on this machine: long rounds by the device's own protocol, whose
 pooled result is the truth; passes of 10 warm-ups and 50 repeats an Op in the order of the list, as measured; and
 short rounds of our protocol (shuffled, adaptive warm-up, control ops, drift correction). Short rounds are replayed in
-the order in which they were taken, after each round and with the first 3, 5 or all of their repeats, and the device
-time (loading, warm-up, control ops, timed runs) at which their error first is that of the fixed protocol is compared
-with its device time. Errors are RMSPE over Ops against the truth, which shares no Visit with either. Target: at least
-3 × less.
+the order in which they were taken, after each round and with smaller floors on the count and time of their repeats, and
+the device time (loading, warm-up, control ops, timed runs) at which their error first is that of the fixed protocol is
+compared with its device time. Errors are RMSPE over Ops against the truth, which shares no Visit with either. Target:
+at least 3 × less.
 
 Needs a machine with nothing else to do and about four minutes.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from common import finish, parser, percent, table, verdict
@@ -30,13 +30,17 @@ from latbench.setting import Setting
 from latbench.validation import rmspe
 from latbench.visit import Visit
 
-#: Our protocol at its most frugal: short warm-up, ten repeats; certainty comes from rounds.
+#: Floors of a Visit, runs and milliseconds: many repeats of short Ops cost little, a few of long ones say as much.
+FLOORS = ((5, 2.0), (8, 4.0), (12, 8.0))
+#: Our protocol with short Visits; certainty comes from rounds.
 SHORT = Protocol(
-    warmup_runs=1, warmup_tolerance=0.2, warmup_max_ms=20, min_runs=10, max_runs=10, min_ms=0, max_ms=1000,
-    min_visits=2, max_visits=2, contention_ratio=1e9,
+    warmup_runs=2, warmup_tolerance=0.1, warmup_max_ms=20, min_runs=FLOORS[-1][0], max_runs=300, min_ms=FLOORS[-1][1],
+    max_ms=1000, min_visits=2, max_visits=2, contention_ratio=1e9,
 )  # fmt: skip
-REPEATS = (3, 5, 10)
 TARGET = 3.0
+
+
+Floor: TypeAlias = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -81,23 +85,23 @@ def main() -> None:
         "median": [fixed_point(v, truth, np.median) for v in fixed],
     }
     replayed = {
-        (m, r): [short_point(rounds[:r], m, setting, args.statistic, truth) for rounds in short]
-        for m in REPEATS
+        (floor, r): [short_point(rounds[:r], floor, setting, args.statistic, truth) for rounds in short]
+        for floor in FLOORS
         for r in range(1, args.short_rounds + 1)
     }
     finish(args, "budget", report(baselines, replayed), ops=len(ops))
 
 
-def report(baselines: dict[str, list[Point]], replayed: dict[tuple[int, int], list[Point]]) -> dict[str, Any]:
+def report(baselines: dict[str, list[Point]], replayed: dict[tuple[Floor, int], list[Point]]) -> dict[str, Any]:
     """Print the curve and the device time at which it crosses the fixed protocol's error, the better of its two."""
     goals = {name: _mean(points) for name, points in baselines.items()}
     goal, spent = min(goals.values())
     rows = [(f"fixed 10 + 50, one pass, {n}", f"{cost:.2f} s", percent(e), "") for n, (e, cost) in goals.items()]
     curve = []
-    for (m, r), points in sorted(replayed.items(), key=lambda kv: _mean(kv[1])[1]):
+    for ((runs, ms), r), points in sorted(replayed.items(), key=lambda kv: _mean(kv[1])[1]):
         error, cost = _mean(points)
         curve.append((cost, error))
-        name = f"ours, {r} round{'s' if r > 1 else ''} of {m} repeats"
+        name = f"ours, {r} round{'s' if r > 1 else ''} of ≥ {runs} runs and ≥ {ms:g} ms"
         rows.append((name, f"{cost:.2f} s", percent(error), f"{spent / cost:.1f} ×"))
     table("Ops against the pooled long run", ("", "device time", "RMSPE", "less time"), rows)
     reached = min((cost for cost, error in curve if error <= goal), default=float("inf"))
@@ -133,16 +137,17 @@ def fixed_point(visits: Sequence[Visit], truth: dict[str, float], centre: Callab
 
 
 def short_point(
-    rounds: Sequence[Sequence[Visit]], repeats: int, setting: Setting, statistic: Any, truth: dict[str, float]
+    rounds: Sequence[Sequence[Visit]], floor: Floor, setting: Setting, statistic: Any, truth: dict[str, float]
 ) -> Point:
-    """The first rounds, each Visit cut to its first repeats; control Visits are whole and count."""
-    cut = [v if v.role == "control" else _cut(v, repeats) for taken in rounds for v in taken]
+    """The first rounds, each Visit cut to where smaller floors would have ended it; control Visits are whole."""
+    cut = [v if v.role == "control" else _cut(v, floor) for taken in rounds for v in taken]
     return Point("ours", sum(map(device_s, cut)), _error(values(cut, setting, statistic), truth))
 
 
-def _cut(v: Visit, repeats: int) -> Visit:
-    wait = None if v.wait_ns is None else v.wait_ns[:repeats]
-    return replace(v, samples_ns=v.samples_ns[:repeats], wait_ns=wait)
+def _cut(v: Visit, floor: Floor) -> Visit:
+    enough = int(np.searchsorted(np.cumsum(v.samples_ns), floor[1] * 1e6)) + 1
+    n = max(floor[0], enough)
+    return replace(v, samples_ns=v.samples_ns[:n], wait_ns=None if v.wait_ns is None else v.wait_ns[:n])
 
 
 def _error(found: dict[str, float], truth: dict[str, float]) -> float:

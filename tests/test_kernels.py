@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from math import prod
 
@@ -67,6 +68,38 @@ def test_the_roofline_is_the_slower_of_compute_and_memory():
     assert roofline_ms(op, 1.0, None) == pytest.approx(compute * 1e3)
     assert roofline_ms(op, 1.0, 0.01) == pytest.approx(max(compute, memory) * 1e3)
     assert roofline_ms(op, None, None) == 0
+
+
+def test_a_block_is_split_into_the_units_that_it_has_inside_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from latbench.load import load_device
+
+    space = load_space("mobilenetv3", resolution=32, width_mult=0.35, num_classes=10)
+    with load_device("local-cpu") as device:
+        setting = device.setting
+    net = space.network([1, 6] * 7)
+    whole = Counter(u.op.key for u in plans.units(setting, net) if u.nodes)
+    parts = Counter(u.op.key for b in net.blocks for u in plans.units_in_context(setting, b.op) if u.nodes)
+    assert whole == parts
+
+
+def test_a_plan_is_read_from_disk_for_a_network_of_other_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from latbench.load import load_device
+
+    def net(name):
+        b = NetworkBuilder(name)
+        return b.build(b.conv(b.input((1, 16, 8, 8), f"{name}_in"), 16, 3, bn=True, act="relu", name=name))
+
+    with load_device("local-cpu") as device:
+        setting = device.setting
+    first = plans.units(setting, net("a"))
+    plans._MEMORY.clear()
+    monkeypatch.setattr(plans.plugins, "load", None)
+    again = plans.units(setting, net("b"))
+    assert [u.op for u in again] == [u.op for u in first]
+    assert [n for u in again for n in u.nodes] == [n.name for n in net("b").nodes]
+    assert {t for u in again for t in u.outputs} <= {*net("b").tensors}
 
 
 # -- regressors -------------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ def kernel_kind(op: Op) -> str:
     if op.level == "block":
         return f"block {op.kind}"
     main = max(op.primitives, key=lambda p: p.macs, default=op)
+    if main.kind == "onnx":
+        return f"onnx {main.attributes.get('op_type', '')}"
     if main.kind != "conv":
         return op.kind if main.macs == 0 else main.kind
     a, channels = main.attributes, main.inputs[0].shape[1]

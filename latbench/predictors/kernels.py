@@ -8,6 +8,7 @@ the caller asks, an estimate from its work alone with a wider interval.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,8 +204,7 @@ class Kernels(Predictor):
     def op_costs(self, keys: list[str]) -> Floats:
         """Calibrated latency of each Op key in milliseconds, NaN where it is unsupported.
 
-        A block costs the sum of the units that its Setting's runtime makes of it, conversions at its boundary left out:
-        inside a network its neighbours speak its layout.
+        A block costs the sum of the units that its Setting's runtime makes of it between convolutions, as in a network.
         """
         out = np.zeros(len(keys))
         for i, key in enumerate(keys):
@@ -285,15 +285,10 @@ class Kernels(Predictor):
         if self.op_level == "block" or op.level == "unit" or op.key in self.entries:
             return [(op, 1)]
         if op.key not in self._blocks:
-            net = op.expand()
-            ends = {*net.inputs, *net.outputs}
-            counts: dict[str, int] = {}
-            ops: dict[str, Op] = {}
-            for u in plans.units(self.setting, net):
-                if u.nodes or not ends.issuperset(u.outputs):
-                    ops[u.op.key] = u.op
-                    counts[u.op.key] = counts.get(u.op.key, 0) + 1
-            self._blocks[op.key] = [(ops[k], n) for k, n in counts.items()]
+            found = plans.units_in_context(self.setting, op)
+            distinct = {u.op.key: u.op for u in found}
+            counts = Counter(u.op.key for u in found)
+            self._blocks[op.key] = [(distinct[k], n) for k, n in counts.items()]
         return self._blocks[op.key]
 
     def _estimate_all(self, ops: Iterable[Op]) -> None:

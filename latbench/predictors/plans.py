@@ -14,11 +14,11 @@ from pathlib import Path
 from latbench import plugins
 from latbench.device import Unit
 from latbench.errors import ModelError
-from latbench.network import Network
-from latbench.op import Op
+from latbench.network import Network, NetworkBuilder
+from latbench.op import Op, TensorSpec
 from latbench.setting import Setting
 
-SCHEMA = 1
+SCHEMA = 2
 _MEMORY: dict[str, str] = {}
 _OPS: dict[str, Op] = {}
 
@@ -45,13 +45,41 @@ def units(setting: Setting, net: Network) -> list[Unit]:
     return made
 
 
+def units_in_context(setting: Setting, op: Op) -> list[Unit]:
+    """The units of a block or primitive as it runs inside a network: between 1×1 convolutions.
+
+    Alone, it would pay for layout conversions at its boundary and lose fusions that networks have. Images (up to
+    four channels) and tensors that are no maps are boundaries of networks too and get no convolution. Where neighbours
+    fuse with the Op, so that its own units cannot be told, it is planned alone.
+    """
+    inner = op.expand()
+    b = NetworkBuilder("context", op.inputs[0].dtype if op.inputs else "f32")
+    inputs = []
+    for i, t in enumerate(op.inputs):
+        x = b.input(t.shape, f"input{i}", t.dtype)
+        inputs.append(b.conv(x, t.shape[1], name="before") if _is_map(t) else x)
+    outputs = b.add_block(op, inputs, "own") if op.level == "block" else b.node(op, inputs, "own")
+    ends = [b.conv(t, b.shape(t)[1], name="after") if _is_map(b.tensors[t]) else t for t in outputs]
+    net = b.build(*ends)
+    own = {n.name for n in net.nodes if n.name.startswith("own")}
+    inside = {t for n in net.nodes if n.name in own for t in n.outputs} - {*inputs, *outputs}
+    found = units(setting, net)
+    if any(0 < len(own.intersection(u.nodes)) < len(u.nodes) for u in found):
+        edge = {*inner.inputs, *inner.outputs}
+        return [u for u in units(setting, inner) if u.nodes or not edge.issuperset(u.outputs)]
+    return [u for u in found if own.intersection(u.nodes) or (not u.nodes and inside.issuperset(u.outputs))]
+
+
+def _is_map(t: TensorSpec) -> bool:
+    return len(t.shape) == 4 and t.shape[1] > 4
+
+
 def _encode(made: list[Unit], net: Network) -> str:
     # Nodes and tensors by position: equal keys mean equal structure, not equal names.
     node = {n.name: i for i, n in enumerate(net.nodes)}
     tensor = {t: [i, j] for i, n in enumerate(net.nodes) for j, t in enumerate(n.outputs)}
-    rows = [
-        [u.op.key, [node[n] for n in u.nodes], [tensor.get(t, t) for t in u.outputs], u.name, u.provider] for u in made
-    ]
+    tensor |= {t: [-1, j] for j, t in enumerate(net.inputs)}
+    rows = [[u.op.key, [node[n] for n in u.nodes], [tensor[t] for t in u.outputs], u.name, u.provider] for u in made]
     return json.dumps(rows, separators=(",", ":"))
 
 
@@ -61,7 +89,7 @@ def _decode(text: str, net: Network) -> list[Unit] | None:
         for key, nodes, outputs, name, provider in json.loads(text):
             if key not in _OPS:
                 _OPS[key] = Op.parse(key)
-            tensors = tuple(t if isinstance(t, str) else net.nodes[t[0]].outputs[t[1]] for t in outputs)
+            tensors = tuple(net.inputs[j] if i < 0 else net.nodes[i].outputs[j] for i, j in outputs)
             out.append(Unit(_OPS[key], tuple(net.nodes[i].name for i in nodes), tensors, name, provider))
         return out
     except (ValueError, TypeError, IndexError, ModelError):
