@@ -29,9 +29,9 @@ class Hardware(_Model):
     """Facts from data sheets: peak GFLOP/s and GB/s of what the profile uses, core counts, cache sizes in KiB."""
 
     description: str = ""
-    peak_gflops: float | None = Field(None, gt=0)
-    bandwidth_gbs: float | None = Field(None, gt=0)
-    cores: int | None = Field(None, ge=1)
+    peak_gflops: float | None = Field(default=None, gt=0)
+    bandwidth_gbs: float | None = Field(default=None, gt=0)
+    cores: int | None = Field(default=None, ge=1)
     cache_kib: dict[str, int] = Field(default_factory=dict)
     source: str = ""
 

@@ -25,20 +25,20 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    warmup_runs: int = Field(3, ge=1)
-    warmup_tolerance: float = Field(0.05, gt=0)
-    warmup_max_ms: float = Field(200.0, gt=0)
-    min_runs: int = Field(10, ge=3)
-    max_runs: int = Field(300, ge=3)
-    min_ms: float = Field(10.0, ge=0)
-    max_ms: float = Field(400.0, gt=0)
-    min_visits: int = Field(4, ge=2)
-    max_visits: int = Field(10, ge=2)
-    target_ci: float = Field(0.01, gt=0)
+    warmup_runs: int = Field(default=3, ge=1)
+    warmup_tolerance: float = Field(default=0.05, gt=0)
+    warmup_max_ms: float = Field(default=200.0, gt=0)
+    min_runs: int = Field(default=10, ge=3)
+    max_runs: int = Field(default=300, ge=3)
+    min_ms: float = Field(default=10.0, ge=0)
+    max_ms: float = Field(default=400.0, gt=0)
+    min_visits: int = Field(default=4, ge=2)
+    max_visits: int = Field(default=10, ge=2)
+    target_ci: float = Field(default=0.01, gt=0)
     control_share: _Share = 0.1
-    contention_ratio: float = Field(1.5, gt=1)
-    max_requeues: int = Field(2, ge=0)
-    visit_timeout_s: float = Field(120.0, gt=0)
+    contention_ratio: float = Field(default=1.5, gt=1)
+    max_requeues: int = Field(default=2, ge=0)
+    visit_timeout_s: float = Field(default=120.0, gt=0)
     statistic: Statistic = "p50"
 
     @model_validator(mode="after")
