@@ -157,9 +157,12 @@ class RunnerRuntime(Runtime):
         run: str,
         limit_s: float,
     ) -> Iterator[Visit]:
-        """Visits in the order of the plan. A line that is no measurement fails the Visit that was due."""
+        """Visits in the order of the plan. A line that is no measurement fails the Visit that was due.
+
+        The first Visit's environment holds the snapshot of the whole machine, under "machine".
+        """
         reader = VisitReader(run)
-        at = 0
+        at, machine = 0, dict[str, Any]()
         while True:
             while at < len(plan) and "path" not in plan[at]:
                 yield _never(plan[at], notes[plan[at]["slot"]], run)
@@ -169,6 +172,7 @@ class RunnerRuntime(Runtime):
             try:
                 event = talk.event(limit_s, doing)
                 if event["event"] == "started":
+                    machine = {"machine": event.get("environment")}
                     continue
                 if event["event"] == "done":
                     if due is not None:
@@ -185,9 +189,10 @@ class RunnerRuntime(Runtime):
                 continue
             if visit.role != "control":
                 a = notes[visit.slot]
-                visit = _with(visit, a)
+                visit = replace(visit, boundary=a.boundary, environment={**visit.environment, **a.note})
                 at += 1
-            yield visit
+            yield replace(visit, environment={**visit.environment, **machine})
+            machine = {}
             talk.send(ack=reader.uid)
 
 
@@ -207,10 +212,6 @@ def _never(job: Mapping[str, Any], a: Artefact, run: str) -> Visit:
     failure = a.failure or Failure("ModelError", "no artefact")
     visit = _failed(job, failure, run, f"{run}-{job['slot']}")
     return replace(visit, failure=None, unsupported=failure) if a.unsupported else visit
-
-
-def _with(visit: Visit, a: Artefact) -> Visit:
-    return replace(visit, boundary=a.boundary, environment={**visit.environment, **a.note})
 
 
 @contextmanager

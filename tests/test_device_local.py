@@ -68,6 +68,13 @@ def test_an_op_is_measured_in_context_and_a_network_whole(local_device: Device) 
     assert [v.boundary for v in visits] == ["in-context", "whole"]
 
 
+def test_the_first_visit_of_a_run_holds_a_snapshot_of_the_machine(local_device: Device) -> None:
+    first, *rest = local_device.visits([Job("a", small_conv()), Job("b", small_conv())], QUICK)
+    assert first.environment["machine"]["affinity"] == list(local_device.setting.affinity)
+    assert {"governor", "clock_mhz", "temperature_c", "load", "memory_kib"} <= set(first.environment["machine"])
+    assert all("machine" not in v.environment for v in rest)
+
+
 def test_an_op_that_cannot_be_separated_is_isolated_and_says_why(local_device: Device) -> None:
     op = Op.make("identity", [TensorSpec((1, 16, 8, 8))])
     (visit,) = [v for v in local_device.visits([Job("op", op)], QUICK) if v.role != "control"]
