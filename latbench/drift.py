@@ -12,8 +12,8 @@ own sensitivity, shrunk towards its kind's; g is what Ops share and no control s
 it is used only if it predicts held-out Visits better, and nothing is corrected unless correction beats leaving the
 values alone by more than one standard error. Everything is fitted with Huber's loss.
 
-**Reference state**: the quietest tenth of the measured time, when the control Ops ran fastest; a corrected number is
-what the Visit would have given then.
+**Reference state**: the quietest tenth of the measured time, by the mean of the control Ops' smoothed slowdowns, and
+all that was within 0.5 % of it; a corrected number is what the Visit would have given then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from latbench.timeline import Floats, choose_span, huber_weights, smooth
 
 #: One line for people, wherever a corrected number is shown.
-REFERENCE_STATE = "the quietest tenth of the measured time, when the control Ops ran fastest"
+REFERENCE_STATE = "the quietest tenth of the measured time, and all that was within 0.5 % of it"
 #: Spans of the shared rest g(t) that are tried, in Visits.
 _REST_SPANS = (8.0, 32.0, 128.0)
 _PRIOR_COMMON, _PRIOR_KIND, _PRIOR_OP = 0.5, 0.3, 0.3
@@ -36,6 +36,8 @@ _FOLDS = 5
 #: How many Visits' worth the noise of all Ops weighs against an Op's own.
 _PRIOR_VISITS = 4.0
 _MIN_VISITS = 20
+#: States this close (log) are one.
+_SAME = 0.005
 Ints = npt.NDArray[np.intp]
 
 
@@ -82,6 +84,7 @@ class _Data(NamedTuple):
     subject: Ints
     kind: Ints  # per Visit
     slow: Floats  # (visits, controls + 1): d_c at each Visit, relative to the reference state; none without controls
+    prior: Floats  # (controls + 1): what weights are drawn towards
     noise: Floats  # standard deviation of each Visit's log value
 
 
@@ -107,6 +110,7 @@ class _Fit(NamedTuple):
     total: Floats  # log-slowdown of every Visit
     weights: Floats  # (kinds, columns + 1): those of d_c, and last the gain on the shared rest
     rest: Floats  # g at every Visit
+    own: Floats  # (subjects,): b
 
 
 _NOTHING = _Form("none", None)
@@ -138,19 +142,21 @@ def fit_drift(
     reference = _quietest(slow_all.mean(axis=1)) if labels else np.ones(len(time), bool)
     slow_all = slow_all - slow_all[reference].mean(axis=0) if len(time) else slow_all
     agreed = np.maximum(slow_all.min(axis=1), 0.0)[:, None] if labels else slow_all
-    slow = np.hstack([agreed, slow_all - agreed])[ops]
-    data = _Data(time[ops], logs[ops], _dense(code[ops]), _dense(kind_code[ops]), slow, np.ones(ops.sum()))
+    columns = ["all controls", *labels] if labels else []
+    slow, prior = np.hstack([agreed, slow_all - agreed]), np.eye(1, len(columns))[0]
+    subject, kind = _dense(code[ops]), _dense(kind_code[ops])
+    data = _Data(time[ops], logs[ops], subject, kind, slow[ops], prior, np.ones(ops.sum()))
     data = data._replace(noise=_noise(data))
     kinds_here = kind_names[np.unique(kind_code[ops])].tolist()
 
     chosen, validation = _select(data, seed)
     fit = _fit(data, np.ones(len(data.y), bool), chosen)
     total = fit.total
-    if chosen.span is not None:
-        # The shared rest has no level of its own: it too is zero in the reference state.
+    if chosen != _NOTHING:
+        # The model has no level of its own: for every Op it is zero in the reference state.
+        course = np.column_stack([data.slow, fit.rest])
         quiet = reference[ops] if labels else _quietest(fit.rest)
-        if quiet.any():
-            total = total - fit.weights[data.kind, -1] * fit.rest[quiet].mean()
+        total = total - (fit.weights[data.kind] @ course[quiet].mean(axis=0)) * (1.0 + fit.own[data.subject])
     if not labels:
         tail = "corrected from repeated Visits alone" if chosen.span is not None else "uncorrected"
         warnings.append(f"no control Visits: {tail}")
@@ -167,7 +173,7 @@ def fit_drift(
     if span > 10.0:
         warnings.append(f"drift span {span:.0f} %: corrected numbers lean on the drift model")
     spread, left = _spread(data, data.y, kinds_here), _spread(data, data.y - total, kinds_here)
-    columns = ["all controls", *labels, "shared rest"] if labels else ["shared rest"]
+    columns = [*columns, "shared rest"]
     table = {
         k: dict(zip(columns, map(float, fit.weights[i]), strict=True))
         for i, k in enumerate(kinds_here)
@@ -193,10 +199,10 @@ def _control_slowdowns(
 
 
 def _quietest(slowdown: Floats) -> npt.NDArray[np.bool_]:
-    """True for the tenth of the Visits with the least slowdown."""
+    """True for the tenth of the Visits with the least slowdown, and those that noise alone keeps out of it."""
     if not len(slowdown):
         return np.zeros(0, bool)
-    return np.asarray(slowdown <= np.quantile(slowdown, 0.1) + 1e-12)
+    return np.asarray(slowdown <= np.quantile(slowdown, 0.1) + _SAME)
 
 
 def _dense(code: Ints) -> Ints:
@@ -302,8 +308,8 @@ def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
     """Fit one form to the Visits of ``train``, by turns: weights, then the shared rest of what they leave."""
     n, controls, kinds = len(data.y), data.slow.shape[1], _count(data.kind)
     weights = np.zeros((kinds, controls + 1))
-    if controls and form.weights != "none":
-        weights[:, 0] = 1.0
+    if form.weights != "none":
+        weights[:, :controls] = data.prior
     weights[:, -1] = 1.0
     own = np.zeros(_count(data.subject))
     rest = np.zeros(n)
@@ -327,7 +333,7 @@ def _fit(data: _Data, train: npt.NDArray[np.bool_], form: _Form) -> _Fit:
             if use.any():
                 share = gain[use] ** 2 * weight[use]
                 rest = smooth(data.time[use], centred[use] / gain[use], data.time, form.span, share / share.mean())
-    return _Fit(felt(np.column_stack([data.slow, rest]), slice(0, None)), weights, rest)
+    return _Fit(felt(np.column_stack([data.slow, rest]), slice(0, None)), weights, rest, own)
 
 
 def _fit_weights(data: _Data, base: Floats, columns: Floats, form: str) -> tuple[Floats, Floats]:
@@ -337,8 +343,7 @@ def _fit_weights(data: _Data, base: Floats, columns: Floats, form: str) -> tuple
     agree on and 0 for single controls; each kind's deviation and each Op's sensitivity towards zero.
     """
     width, kinds, subjects = columns.shape[1], _count(data.kind), _count(data.subject)
-    prior, tightness = np.zeros(width), np.full(width, _PRIOR_COMMON**-2)
-    prior[0] = prior[-1] = 1.0
+    prior, tightness = np.append(data.prior, 1.0), np.full(width, _PRIOR_COMMON**-2)
     tightness[-1] = 1e6  # the size of the shared rest is in the rest itself
     weights = np.tile(prior, (kinds, 1))
     use, w = base > 0, base

@@ -121,7 +121,11 @@ def test_kinds_that_feel_more_are_given_more() -> None:
         k: 0.7 * row["all controls"] + sum(row[c] * (felt - 0.7) for c, felt in CONTROLS.items())
         for k, row in d.weights.items()
     }
-    assert slow == {k: pytest.approx(v, abs=0.12) for k, v in KINDS.items()}
+    assert slow["compute"] < slow["plain"] < slow["memory"]
+    kinds = np.array(s.kind)
+    for k in KINDS:
+        found, true = d.log_slowdown[kinds == k], s.slowdown[kinds == k]
+        assert np.polyfit(true, found, 1)[0] == pytest.approx(1.0, abs=0.06)
     assert d.residual_percent["memory"] < 0.3 * d.spread_percent["memory"]
     assert d.span_percent == pytest.approx(100 * np.expm1(1.6 * 0.3), abs=6)
 
