@@ -326,7 +326,11 @@ class Op:
 
     @cached_property
     def label(self) -> str:
-        """A short name for people, e.g. ``mbconv k5 24→144→40 /2 relu6 @56``."""
+        """A short name for people, e.g. ``mbconv k5 24→144→40 /2 relu6 @56``; a unit goes by its main primitive."""
+        if self.level == "unit" and self.body:
+            named = (s.op for s in self.body if self.kind.startswith(s.op.kind))
+            first = next(named, self.body[0].op)
+            return self.kind + first.label.removeprefix(first.kind)
         a = self.attributes
         shape = self.inputs[0].shape if self.inputs else ()
         parts = [f"onnx.{a['op_type']}" if self.kind == "onnx" else self.kind]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Columns where output goes to a file or a pipe and nobody said how wide it is.
 PIPE_WIDTH = 160
+#: Characters of one line of an error text.
+LONGEST_LINE = 400
 
 
 @cache
@@ -47,7 +49,8 @@ def warn(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print ``error: …`` on standard error."""
+    """Print ``error: …`` on standard error; the keys of fused Ops are cut to a readable length."""
+    text = "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …" for line in text.splitlines())
     console(stderr=True).print(f"error: {text}", style="red", markup=False, soft_wrap=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,18 @@ if TYPE_CHECKING:
     from latbench.predictor import Predictor
     from latbench.space import SearchSpace
     from latbench.visit import Estimate, Measurement
+
+
+#: Warnings of one estimate that are printed.
+MOST_WARNINGS = 4
+
+
+class Unknown(StrEnum):
+    """What a predictor does with an Op of a kind that was never measured."""
+
+    error = "error"
+    estimate = "estimate"
+
 
 AnySpace = Annotated[str | None, typer.Option("--space", "-s", help="Use networks of this space only.")]
 Statistic = Annotated[
@@ -85,13 +99,16 @@ def predict(
     path: Annotated[str | None, typer.Option("--model", help="A saved predictor's folder, or a bundled name.")] = None,
     models: ModelsFolder = Path(DEFAULT_MODELS),
     level: Annotated[float, typer.Option("--level", help="Level of the interval.")] = 0.9,
+    unknown: Annotated[
+        Unknown, typer.Option("--unknown", help="An Op of unknown kind is an error, or estimated from its work alone.")
+    ] = Unknown.error,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it too, and print both.")] = False,
     protocol: ProtocolSettings = None,
     as_json: Json = False,
 ) -> None:
     """Predict a network's latency, with the part of every Op; --measure puts the device's answer beside it."""
     net, space, _ = read_model(model, settings, resolution, width_mult, shapes)
-    latency_model, estimate = _estimate(net, space, device, path, predictor, models, level)
+    latency_model, estimate = _estimate(net, space, device, path, predictor, models, level, unknown)
     measured, profiled = _measured(net, device, protocol) if measure else (None, {})
     if as_json:
         print(json.dumps(_estimate_json(estimate, measured), indent=2, default=str))
@@ -193,8 +210,12 @@ def print_estimate(
     if len(parts) > most:
         rest = sum(p.latency_ms for p in parts[most:])
         note(f"… and {len(parts) - most} smaller parts of {ms(rest)} ms together (--json lists all)")
-    for text in estimate.warnings:
-        warn(text)
+    if beside:
+        note("profiler ms: by the runtime's own profiler, which slows small units down")
+    for text in estimate.warnings[:MOST_WARNINGS]:
+        warn(text if len(text) <= 160 else f"{text[:160]} …")
+    if len(estimate.warnings) > MOST_WARNINGS:
+        warn(f"… and {len(estimate.warnings) - MOST_WARNINGS} more (--json lists all)")
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -224,6 +245,7 @@ def _estimate(
     predictor: str | None,
     root: Path,
     level: float,
+    unknown: Unknown,
 ) -> tuple[Predictor, Estimate]:
     """The estimate of the model that was named, or of the newest saved one that knows all of the network's Ops."""
     from latbench import load_predictor
@@ -231,15 +253,23 @@ def _estimate(
 
     if path is not None:
         named = load_predictor(path)
-        return named, named.predict(net, level=level)
+        return named, _ask(named, net, level, unknown)
     setting = lookup.setting_of(device)
     first: Exception | None = None
     for model in lookup.candidates(root, device, setting, space, predictor):
         try:
-            return model, model.predict(net, level=level)
+            return model, _ask(model, net, level, unknown)
         except (UnknownOpError, UnsupportedOpError, NotAdditiveError) as e:
             first = first or e
     raise first or lookup.none_found(root, device, setting, space, predictor)
+
+
+def _ask(model: Predictor, net: Network, level: float, unknown: Unknown) -> Estimate:
+    """Predictors that cannot estimate what they do not know (tables) are asked as ever."""
+    ask: Any = model.predict
+    if unknown == Unknown.estimate and "unknown" in inspect.signature(ask).parameters:
+        return ask(net, level=level, unknown="estimate")  # type: ignore[no-any-return]
+    return model.predict(net, level=level)
 
 
 def _measured(net: Network, device: str, protocol: list[str] | None) -> tuple[Measurement, dict[str, float]]:
