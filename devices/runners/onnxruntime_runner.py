@@ -156,17 +156,6 @@ def snapshot():
     }  # fmt: skip
 
 
-def light(core, before):
-    """What may have changed during a visit; ``before`` is an earlier answer of ``counters``."""
-    now = counters()
-    seconds = now[1] - before[1]
-    return {
-        "load": os.getloadavg()[0], "clock_mhz": clock_mhz(core), "temperature_c": temperature_c(),
-        "steal": round((now[0] - before[0]) / seconds, 4) if seconds > 0 else 0.0,
-        "involuntary_switches": now[2] - before[2],
-    }  # fmt: skip
-
-
 def counters():
     """(steal seconds, all CPU seconds, involuntary context switches)."""
     return (*cpu_times(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
@@ -387,6 +376,7 @@ class Visits:
         self.spent = dict.fromkeys(("load", "warmup", "timed", "control", "acknowledge"), 0)
         self.count, self.pending = 0, None
         self.ready, self.cost, self.last = {}, {}, {}
+        self.counted = counters()
 
     def all(self):
         """Every job in order, control ops in between."""
@@ -440,7 +430,7 @@ class Visits:
             self.write(job, time.time(), {kind: {"kind": loaded.kind, "message": str(loaded)}})
             return
         run, first, load_ns = loaded
-        p, started, before, a = self.p, time.time(), counters(), _clock()
+        p, started, a = self.p, time.time(), _clock()
         warm = warm_up(run, first, p["warmup_runs"], p["warmup_tolerance"], p["warmup_max_ms"])
         b = _clock()
         samples, waits = self.repeat(run, p["min_runs"], p["min_ms"], p["max_ms"], p["max_runs"])
@@ -448,7 +438,7 @@ class Visits:
         self.spent["timed"] += _clock() - b
         self.write(job, started, {
             "samples_ns": samples, "wait_ns": waits, "warmup_ns": warm, "load_ns": load_ns,
-            "environment": light(affinity()[-1], before),
+            "environment": self.light(),
         })  # fmt: skip
 
     def repeat(self, run, *floors):
@@ -459,6 +449,15 @@ class Visits:
         finally:
             for f in files or ():
                 os.close(f)
+
+    def light(self):
+        """What may have changed since the last visit."""
+        before, self.counted = self.counted, counters()
+        steal, seconds, switches = (y - x for x, y in zip(before, self.counted))
+        return {
+            "load": os.getloadavg()[0], "clock_mhz": clock_mhz(affinity()[-1]), "temperature_c": temperature_c(),
+            "steal": round(steal / seconds, 4) if seconds > 0 else 0.0, "involuntary_switches": switches,
+        }  # fmt: skip
 
     def device_ns(self):
         """Device time so far: all but waiting for the host."""
@@ -477,7 +476,7 @@ class Visits:
         """One control visit; its model stays loaded."""
         key, a = c["subject"], _clock()
         warmup, min_runs, min_ms, max_ms, max_runs = CONTROL_RUNS
-        started, before, load_ns = time.time(), counters(), 0
+        started, load_ns = time.time(), 0
         if key not in self.ready:
             try:
                 session = load(c["path"], self.o, c["level"])
@@ -499,7 +498,7 @@ class Visits:
         self.spent["control"] += now - a
         self.write(c, started, {
             "samples_ns": samples, "wait_ns": waits, "warmup_ns": warm, "load_ns": load_ns,
-            "environment": light(affinity()[-1], before),
+            "environment": self.light(),
         })  # fmt: skip
 
     def write(self, job, started, values):
