@@ -193,7 +193,7 @@ class _Run:
         self.visits, self.rounds, self.device_s = 0, 0, 0.0
         self._began, self._losses = time.monotonic(), 0
         self._measuring, self._settled = self._began, 0
-        self._identity = device.setting.device
+        self._identity, self._process_name = device.setting.device, ""
 
     @property
     def wall_s(self) -> float:
@@ -220,12 +220,14 @@ class _Run:
         """Measure slots, in one fresh process while the device lives, else in several."""
         while todo := {n: s for n, s in todo.items() if self.ledger.slots[n].state == "planned"}:
             jobs = [Job(n, self.ledger.subject(s)) for n, s in todo.items()]
+            before = self.device_s
             try:
                 self._tell("measure", _label(jobs[0].subject))
                 # Closing the stream ends the measuring process, whatever happens here.
                 with closing(_closable(self.device.visits(jobs, self.protocol))) as stream:
                     for visit in stream:
                         self._take(visit, todo)
+                self.device_s = before + self._spent_s(self.device_s - before)
                 if todo:
                     raise DeviceError(f"the device ended its stream with {len(todo)} of {len(jobs)} jobs unanswered")
             except DeviceBusyError:
@@ -244,10 +246,20 @@ class _Run:
         self._settled += left - self.ledger.open
         self._losses = 0
         self.visits += 1
+        self._process_name = visit.run
         self.device_s += _device_s(visit)
         todo.pop(visit.slot, None)
         upcoming = next(iter(todo.values()), None)
         self._tell("measure", _label(self.ledger.subject(upcoming)) if upcoming else "")
+
+    def _spent_s(self, visits_s: float) -> float:
+        """Device time of the stream that has just ended: as the device booked it, else what its Visits say."""
+        last: Mapping[str, Any] = getattr(self.device, "last_run", {})
+        spent = last.get("spent_ns")
+        if not self._process_name or last.get("run") != self._process_name or not isinstance(spent, dict):
+            return visits_s
+        booked = [ns for purpose, ns in spent.items() if purpose != "acknowledge" and isinstance(ns, int)]
+        return sum(booked) * 1e-9
 
     def _recover(self, error: DeviceError) -> None:
         """Make sure that the device is still there, so that the job in flight is to blame; else raise."""

@@ -69,8 +69,9 @@ class Ledger:
         #: Items whose runs are as uneven as contention would make them, always.
         self._uneven: set[int] = set()
         self._round = min((s[0].visit for s in self._open.values()), default=protocol.min_visits)
-        # Number of kept Visits when they were last looked at, and the items that were too wide then.
-        self._wide: tuple[int, list[int]] = (0, [])
+        # Items with Visits that were not judged yet, and those that were too wide when they were.
+        self._fresh = {self.slots[v.slot].item for v in self.kept if v.slot}
+        self._too_wide: set[int] = set()
         #: Items that are not measured any further: they failed or are unsupported.
         self._gone = {s.item for s in self.slots.values() if s.state not in ("planned", "done")}
 
@@ -110,6 +111,10 @@ class Ledger:
         return number, []
 
     def _plan_more(self) -> None:
+        # Judging takes a fit of the drift over all Visits: not for items that are being taken again, or full.
+        full = {i for i, n in self._planned.items() if n >= self.protocol.max_visits}
+        if not (self._fresh | self._too_wide) - full - self._gone - self._open.keys():
+            return
         slots = [
             Slot(f"{i}.{self._planned[i]}", i, item.subject.key, item.purpose, item.replica, self._planned[i])
             for i in self.wide()
@@ -126,22 +131,26 @@ class Ledger:
                 self.open += 1
 
     def wide(self) -> list[int]:
-        """Items whose 95 % interval over Visits, drift removed, is wider than ± the protocol's target."""
-        if self._wide[0] != len(self.kept):
-            self._wide = len(self.kept), self._find_wide()
-        return [i for i in self._wide[1] if i not in self._gone]
+        """Items whose 95 % interval over Visits, drift removed, is wider than ± the protocol's target.
 
-    def _find_wide(self) -> list[int]:
-        visits: dict[int, list[int]] = {}
+        An item is judged when it has new Visits; one that was narrow enough is not asked again.
+        """
+        self._judge(self._fresh)
+        return sorted(self._too_wide - self._gone)
+
+    def _judge(self, fresh: set[int]) -> None:
+        if not fresh:
+            return
+        visits: dict[int, list[int]] = {i: [] for i in sorted(fresh)}
         values = Evidence(self.kept, self._setting).values(self.protocol.statistic)
         for n, v in enumerate(self.kept):
-            if v.slot:
-                visits.setdefault(self.slots[v.slot].item, []).append(n)
-        items, limit = sorted(visits), self.protocol.target_ci
-        intervals = visit_intervals([values[visits[i]] for i in items], seed=self.plan.seed)
-        return [
-            i for i, x in zip(items, intervals, strict=True) if max(x.high - x.value, x.value - x.low) > limit * x.value
-        ]
+            if v.slot and (item := self.slots[v.slot].item) in fresh:
+                visits[item].append(n)
+        intervals = visit_intervals([values[rows] for rows in visits.values()], seed=self.plan.seed)
+        for item, x in zip(visits, intervals, strict=True):
+            half = max(x.high - x.value, x.value - x.low)
+            (self._too_wide.add if half > self.protocol.target_ci * x.value else self._too_wide.discard)(item)
+        self._fresh = set()
 
     # -- what a Visit means -------------------------------------------------------------------------------------
 
@@ -181,6 +190,7 @@ class Ledger:
                 self._uneven.add(slot.item)
             self._settle(slot, v, "done", contended=uneven)
             self.kept.append(v)
+            self._fresh.add(slot.item)
 
     def lost(self, slot: Slot, error: DeviceError) -> None:
         """The device was lost while it measured this slot: a failure of its subject."""

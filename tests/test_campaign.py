@@ -454,7 +454,8 @@ def test_this_machine_is_measured_by_a_campaign(tmp_path, own_locks):
         assert set(filled(store, result).values()) == {1}
         visits = store.visits(device.setting)
         assert len({v.run for v in visits}) == 2
-        assert {v.role for v in visits} == {"op", "network", "control"}
+        assert {v.role for v in visits} >= {"op", "network"}
+        assert list(store.devices()) == [device.setting.device]
         found = Evidence.from_store(store, device.setting).measurements()
         assert {k: m.visits for k, m in found.items()} == {s.key: 2 for s in (*ops, network())}
         assert store.latest_setting("local-cpu") == device.setting
