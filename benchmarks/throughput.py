@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from common import finish, parser, percent, table, verdict
+from measuring import campaign as run_campaign
 
 import latbench as lb
 from latbench.plan import Plan
@@ -113,12 +114,11 @@ def networks(seed: int) -> dict[str, float]:
 
 def campaign(seed: int) -> dict[str, float]:
     """Share of a campaign's wall time that is not device time."""
-    space = lb.load_space("mobilenetv3", resolution=96, width_mult=0.5)
+    space = lb.load_space("mobilenetv3")
     plan = Plan.for_space(space, calibration=10, validation=0, seed=seed)
     with tempfile.TemporaryDirectory() as folder, lb.load_device("local-cpu") as device:
-        protocol = device.profile.protocol
         device.prepare(plan.subjects)
-        result = lb.Campaign(device, plan, store=Path(folder) / "s.db", protocol=protocol, space=space).run()
+        result = run_campaign(device, plan, Path(folder) / "s.db", space)
     share = 1 - result.device_s / result.wall_s
     table(
         "campaign with a warm artefact cache",

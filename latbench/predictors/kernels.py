@@ -105,7 +105,8 @@ class Kernels(Predictor):
             raise NotEnoughDataError(f"{len(entries)} measured Ops; at least {MIN_OPS} of a kind are needed; {need}")
         fits, held_out = _fit_kinds(list(entries.values()), data.card.device, seed)
         spread = _unknown_spread(list(entries.values()), data.card.device, fits, seed)
-        entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in data.unsupported.items()}
+        lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
+        entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
         made = cls(
             data.card, op_level, entries, {k: f.model for k, f in fits.items()},
             {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread,

@@ -94,7 +94,8 @@ class Table(Predictor):
             wrong = ", ".join(options) or f"form={form!r}"
             raise ConfigError(f"table has no option {wrong}; its option: form ('auto', 'affine' or 'groups')")
         entries = {k: Entry.of(k, m) for k, m in data.ops.items()}
-        entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in data.unsupported.items()}
+        lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
+        entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
         if not data.ops:
             raise NotEnoughDataError(f"no measured Ops; measure them: {data.card.profile_command}")
         bare = cls(data.card, entries)
