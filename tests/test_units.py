@@ -10,9 +10,10 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latbench.devices.duplicates import without_duplicates
 from latbench.devices.onnx_artefacts import block_size, probe_model
 from latbench.devices.onnx_context import NotCleanError, cut_block, wrap
-from latbench.devices.onnx_graph import RuntimeGraph, without_duplicates
+from latbench.devices.onnx_graph import RuntimeGraph
 from latbench.devices.onnx_units import (
     check_coverage,
     graph_of,
