@@ -1,4 +1,4 @@
-"""Nodes that compute again what another has computed: runtimes merge them, so whoever reads a runtime's graph must too."""
+"""Nodes that compute again what another has computed: runtimes merge them, and so must whoever reads their graphs."""
 
 from __future__ import annotations
 
