@@ -32,7 +32,8 @@ def fold(
         return None
     given = {t: constants[t] for t in node.input if t}
     if node.op_type == "ConstantOfShape":
-        return {node.output[0]: _filled(node, next(iter(given.values())))}
+        filled = _filled(node, next(iter(given.values())))
+        return None if filled is None else {node.output[0]: filled}
     if node.op_type in ("Expand", "Tile") and given[node.input[0]].dtype.kind == "f" and given[node.input[0]].size > 1:
         # A weight that is repeated for the batch (a class token) stays one weight.
         return None
@@ -57,12 +58,14 @@ def _shape(node: onnx.NodeProto, spec: TensorSpec) -> Array:
     return np.array(spec.shape[cut.get("start", 0) : cut.get("end", len(spec.shape))], np.int64)
 
 
-def _filled(node: onnx.NodeProto, shape: Array) -> Array:
+def _filled(node: onnx.NodeProto, shape: Array) -> Array | None:
     # A view of one number: VGG's filled weights take no memory.
-    value = next(
-        (numpy_helper.to_array(a.t).reshape(-1)[0] for a in node.attribute if a.name == "value"), np.float32(0)
-    )
-    return np.broadcast_to(value, tuple(int(d) for d in shape.reshape(-1)))
+    try:
+        given = [numpy_helper.to_array(a.t).reshape(-1)[0] for a in node.attribute if a.name == "value"]
+        return np.broadcast_to(given[0] if given else np.float32(0), tuple(int(d) for d in shape.reshape(-1)))
+    except (ValueError, IndexError, KeyError):
+        # No number, or a shape that is negative or beyond all memory: for shape inference to refuse.
+        return None
 
 
 def _evaluate(node: onnx.NodeProto, given: Mapping[str, Array], opsets: Mapping[str, int]) -> dict[str, Array] | None:

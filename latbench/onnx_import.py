@@ -53,14 +53,18 @@ class GraphReader:
     def __init__(self, model: onnx.ModelProto, where: str) -> None:
         graph = model.graph
         self.where, self.opsets = where, onnx_load.opsets(model)
-        self.constants: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-        self.constants |= {i.values.name: dense(i) for i in graph.sparse_initializer}
+        try:
+            self.constants: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+            self.constants |= {i.values.name: dense(i) for i in graph.sparse_initializer}
+        except (KeyError, ValueError, TypeError, IndexError) as e:
+            raise ModelError(f"{where}: an initializer cannot be read: {e}") from e
         self.tensors: dict[str, TensorSpec] = {}
         self.inputs = tuple(v.name for v in graph.input if v.name not in self.constants)
         for v in graph.input:
             if v.name in self.inputs:
                 spec = self._spec(v.type, f"input {v.name!r}")
-                assert spec is not None, "fix_shapes left an input without a size"
+                if spec is None:
+                    raise ModelError(f"{where}: input {v.name!r} has no data type")
                 self.tensors[v.name] = spec
         self.outputs = tuple(v.name for v in graph.output)
         self._declared = {v.name: v.type for v in (*graph.value_info, *graph.output)}
@@ -163,7 +167,7 @@ class GraphReader:
             one = onnx.shape_inference.infer_shapes(
                 helper.make_model(graph, opset_imports=imports, ir_version=10), strict_mode=True, data_prop=True
             )
-        except onnx.shape_inference.InferenceError as e:
+        except (onnx.shape_inference.InferenceError, ValueError) as e:
             raise ModelError(f"{what} does not fit its inputs: {str(e).strip().splitlines()[-1]}") from e
         known = {v.name: v.type for v in (*one.graph.output, *one.graph.value_info)}
         out = {}

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from latbench.errors import ModelError
-from latbench.onnx_names import DTYPES
+from latbench.onnx_names import dtype_name
 from latbench.op import Op, TensorSpec
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _by_value(v: Array) -> bool:
 
 
 def _dtype(v: Array) -> str:
-    return DTYPES[onnx.helper.np_dtype_to_tensor_dtype(v.dtype)]
+    return dtype_name(onnx.helper.np_dtype_to_tensor_dtype(v.dtype), "a constant")
 
 
 def _domain(domain: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from op_samples import PRIMITIVES, check, same
 
@@ -112,7 +115,6 @@ def test_light_models_with_real_weights_go_out_equal(name: str) -> None:
             kept.append(n)
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    model.ir_version = 8
     net = read(model)
     x = feeds(net)
     (want,), (got,) = run(model, x), run(net.replace(source=None).to_onnx(), x)
@@ -586,6 +588,16 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(ModelError):
         Network.from_onnx(data)
+
+
+@given(st.integers(0, 5), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(max_examples=300)
+def test_a_damaged_file_is_read_or_refused_and_never_more_than_that(which: int, changes: list[tuple[int, int]]) -> None:
+    data = bytearray([*OPAQUE.values()][which]().SerializeToString())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    with suppress(ModelError):
+        Network.from_onnx(bytes(data))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
