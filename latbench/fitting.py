@@ -153,7 +153,7 @@ class Gathered:
             predictor="",
             setting=setting,
             protocol=self._records[0].protocol.model_dump(mode="json") if self._records else {},
-            device={"profile": profile, **store.devices().get(setting.device, {})},
+            device={"profile": profile, "hardware": _hardware(profile), **store.devices().get(setting.device, {})},
             space=spec,
             data={
                 "campaigns": [r.id for r in self._records],
@@ -268,6 +268,16 @@ def _profile(store: Store, device: Device | str | None) -> str:
         return device.profile.name
     setting = _setting(store, None)
     return next((name for name, hashes in store.profiles().items() if setting.hash in hashes), setting.device)
+
+
+def _hardware(profile: str) -> dict[str, Any]:
+    """What the profile's data sheets say; nothing where the profile is not at hand."""
+    from latbench.profile import find_profile
+
+    try:
+        return find_profile(profile).hardware.model_dump(exclude_none=True, exclude_defaults=True)
+    except ConfigError:
+        return {}
 
 
 def _iso(seconds: float) -> str:

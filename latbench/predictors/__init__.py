@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what lives here."""
+"""Latency models: tables of measured Ops, and regressors for shapes that were never measured."""

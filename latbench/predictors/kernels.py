@@ -9,7 +9,7 @@ the caller asks, an estimate from its work alone with a wider interval.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
@@ -28,19 +28,16 @@ from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, g
 from latbench.predictors.entries import Entry, from_arrays, to_arrays
 from latbench.predictors.features import features, kernel_kind
 from latbench.predictors.gather import estimate_archs
+from latbench.predictors.kernel_fits import ANY, MIN_OPS, describe, fit_kinds, hardware, unknown_spread
 from latbench.predictors.nearest import nearest
-from latbench.predictors.regressors import KindFit, KindModel, fit_kind
+from latbench.predictors.regressors import KindModel
 from latbench.space import SearchSpace
 from latbench.visit import ArchEstimates, Estimate, Interval, Part
 
 Floats = npt.NDArray[np.float64]
 
-#: Fewest measured Ops of a kind for a regressor of its own; with fewer it is a multiple of the one of all kinds.
-MIN_OPS = 4
 #: Fewest measured units to build on units rather than on blocks.
 MIN_UNITS = 12
-#: Regressor of all kinds together, for Ops of unknown kind.
-ANY = "any"
 
 
 #: "estimated" by a cross-validated regressor of its kind, "weak" by one from too few Ops to cross-validate, "unknown"
@@ -103,8 +100,8 @@ class Kernels(Predictor):
         need = f"measure them: {data.card.profile_command}" + (" --level unit" if op_level == "unit" else "")
         if len(entries) < MIN_OPS:
             raise NotEnoughDataError(f"{len(entries)} measured Ops; at least {MIN_OPS} of a kind are needed; {need}")
-        fits, held_out = _fit_kinds(list(entries.values()), data.card.device, seed)
-        spread = _unknown_spread(list(entries.values()), data.card.device, fits, seed)
+        fits, held_out = fit_kinds(list(entries.values()), data.card.device, seed)
+        spread = unknown_spread(list(entries.values()), data.card.device, fits, seed)
         lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
         made = cls(
@@ -128,7 +125,7 @@ class Kernels(Predictor):
                 **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
                 "tried": dict(fitted.tried), "estimated_rmspe": float(np.sqrt(np.mean(off**2))),
             },
-            "kinds": {k: _describe(k, f, entries) for k, f in fits.items()},
+            "kinds": {k: describe(k, f, entries) for k, f in fits.items()},
         }  # fmt: skip
         intervals = {
             **fitted.conformal.describe(level),
@@ -299,7 +296,7 @@ class Kernels(Predictor):
             if op.key not in self._known and op.key not in self.entries and (kind := kernel_kind(op)) in self.models:
                 todo.setdefault(kind, {})[op.key] = op
         for kind, new in todo.items():
-            logs = self.models[kind].predict(features(list(new.values()), _hardware(self.card.device)))
+            logs = self.models[kind].predict(features(list(new.values()), hardware(self.card.device)))
             origin: Origin = "estimated" if kind in self.errors else "weak"
             self._known |= {k: Cost(float(np.exp(v)), origin) for k, v in zip(new, logs, strict=True)}
 
@@ -311,7 +308,7 @@ class Kernels(Predictor):
         if (entry := self.entries.get(op.key)) is not None:
             raise UnsupportedOpError(layer or op.label, entry.reason)
         if unknown == "estimate" and ANY in self.models:
-            log = self.models[ANY].predict(features([op], _hardware(self.card.device)))
+            log = self.models[ANY].predict(features([op], hardware(self.card.device)))
             # Conservative: the upper end of how far Ops of a kind left out were off.
             return Cost(float(np.exp(log[0])) * (1 + self._unknown_spread / 2), "unknown")
         near = [o.key for o in nearest(op, (e.op for e in self.entries.values()))]
@@ -329,67 +326,3 @@ class Kernels(Predictor):
         # Estimated Ops never make it more certain.
         low = measured[0] + q * min(estimated[0] - measured[0], 0.0)
         return low, measured[1] + q * max(estimated[1] - measured[1], 0.0)
-
-
-# -- fitting --------------------------------------------------------------------------------------------------------
-
-
-def _hardware(device: Mapping[str, Any]) -> dict[str, float | None]:
-    hardware = device.get("hardware") or {}
-    return {n: hardware.get(n) for n in ("peak_gflops", "bandwidth_gbs")}
-
-
-def _fit_kinds(
-    entries: Sequence[Entry], device: Mapping[str, Any], seed: int
-) -> tuple[dict[str, KindFit], dict[str, float]]:
-    """Kind → fit, the one of all kinds together among them, and Op key → out-of-fold prediction in milliseconds."""
-    by_kind: dict[str, list[Entry]] = {}
-    for e in entries:
-        by_kind.setdefault(kernel_kind(e.op), []).append(e)
-    anything = _fit_any(entries, device, seed)
-    fits: dict[str, KindFit] = {}
-    held_out: dict[str, float] = {}
-    for kind, own in by_kind.items():
-        if len(own) < MIN_OPS:
-            fits[kind] = _scaled_any(own, anything.model, device)
-            continue
-        ms = np.array([e.latency_ms for e in own])
-        fits[kind] = fit_kind(features([e.op for e in own], _hardware(device)), ms, seed)
-        held_out |= {e.op.key: float(np.exp(v)) for e, v in zip(own, fits[kind].out_of_fold, strict=True)}
-    fits[ANY] = anything
-    return fits, held_out
-
-
-def _scaled_any(own: Sequence[Entry], anything: KindModel, device: Mapping[str, Any]) -> KindFit:
-    """For a kind with few Ops: the costs of all kinds, times the ratio that its own Ops show."""
-    logs = anything.predict(features([e.op for e in own], _hardware(device)))
-    ratio = float(np.exp(np.median(np.log([e.latency_ms for e in own]) - logs)))
-    model = KindModel("costs", "", {**anything.arrays, "costs": anything.arrays["costs"] * ratio})
-    return KindFit(model, logs, {})
-
-
-def _fit_any(entries: Sequence[Entry], device: Mapping[str, Any], seed: int) -> KindFit:
-    """Work alone speaks for all kinds: a constant and costs per MAC and byte."""
-    x = features([e.op for e in entries], _hardware(device))
-    return fit_kind(x, np.array([e.latency_ms for e in entries]), seed, simple=True)
-
-
-def _unknown_spread(
-    entries: Sequence[Entry], device: Mapping[str, Any], fits: Mapping[str, KindFit], seed: int
-) -> float:
-    """How far Ops of a kind that the fit never saw are off: the 90th percentile of |measured / estimated − 1|."""
-    off: list[float] = []
-    for kind in fits:
-        inside = [e for e in entries if kernel_kind(e.op) == kind]
-        rest = [e for e in entries if kernel_kind(e.op) != kind]
-        if inside and len(rest) >= MIN_OPS:
-            logs = _fit_any(rest, device, seed).model.predict(features([e.op for e in inside], _hardware(device)))
-            off += [abs(e.latency_ms / float(np.exp(v)) - 1) for e, v in zip(inside, logs, strict=True)]
-    return float(np.quantile(off, 0.9)) if off else 1.0
-
-
-def _describe(kind: str, fit: KindFit, entries: Mapping[str, Entry]) -> dict[str, Any]:
-    n = sum(1 for e in entries.values() if e.supported and (kind == ANY or kernel_kind(e.op) == kind))
-    if not fit.tried:
-        return {"ops": n, "form": "costs of all kinds, scaled", "cv_error": None, "tried": {}}
-    return {"ops": n, "form": fit.model.form, "cv_error": fit.error, "tried": dict(fit.tried)}
