@@ -10,7 +10,7 @@ single control Op shows beyond that; w says how much an Op of this kind feels of
 more), shrunk towards one weight for all kinds, and those towards 1 for d_0 and 0 for the others; b[o] is a single Op's
 own sensitivity, shrunk towards its kind's; g is what Ops share and no control shows. Every part has to earn its place:
 it is used only if it predicts held-out Visits better, and nothing is corrected unless correction beats leaving the
-values alone by more than one standard error. Everything is fitted with Huber's loss.
+values alone by more than two standard errors. Everything is fitted with Huber's loss.
 
 **Reference state**: the quietest tenth of the measured time, by the mean of the control Ops' smoothed slowdowns, and
 all that was within 0.5 % of it; a corrected number is what the Visit would have given then.

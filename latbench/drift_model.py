@@ -87,7 +87,7 @@ def noise_of(data: Data) -> Floats:
 
 
 def select(data: Data, seed: int) -> tuple[Form, dict[str, float]]:
-    """The form that predicts held-out Visits best; nothing at all unless it wins by more than a standard error."""
+    """The form that predicts held-out Visits best; nothing at all unless it wins by more than two standard errors."""
     controls = bool(data.slow.any())
     count = np.bincount(data.subject)
     repeated = count[data.subject] > 1
@@ -114,7 +114,8 @@ def select(data: Data, seed: int) -> tuple[Form, dict[str, float]]:
         best = min(forms, key=loss)
     if best != NOTHING:
         gain = losses[NOTHING] - losses[best]
-        if gain.mean() < gain.std() / np.sqrt(len(gain)):
+        # Two standard errors, for Visits close in time share their luck.
+        if gain.mean() < 2.0 * gain.std() / np.sqrt(len(gain)):
             best = NOTHING
     return best, {str(f): float(v.mean()) for f, v in losses.items()}
 

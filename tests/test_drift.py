@@ -143,6 +143,11 @@ def test_without_drift_nothing_is_made_worse(seed: int) -> None:
     assert s.table_error(d) <= 1.05 * s.table_error(None) + 1e-9
 
 
+def test_without_drift_the_chance_of_a_correction_is_small() -> None:
+    models = [simulate(nothing, seed, ops=30, rounds=4).fit().model for seed in range(10)]
+    assert models.count("nothing") >= 9
+
+
 def test_controls_that_wander_alone_are_not_believed() -> None:
     s = simulate(nothing)
     wander = np.where(s.control, 0.3 * np.sin(s.time / 8), 0.0)
