@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what lives here."""
+"""One module a migration; a migration that was released never changes."""
