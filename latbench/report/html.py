@@ -33,6 +33,8 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value):
         return ", ".join(map(_text, value))
+    if isinstance(value, dict) and all(isinstance(v, (str, int, float)) for v in value.values()):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

@@ -9,6 +9,10 @@ from typing import Any
 from latbench.report.data import ModelReport, Report
 
 
+#: Relative half-width of a measurement's interval above which the headline says so.
+UNSURE = 0.03
+
+
 def ms(value: float) -> str:
     """Milliseconds with three significant digits and their unit."""
     return f"{value:.0f} ms" if value >= 100 else f"{value:#.3g} ms"
@@ -74,11 +78,15 @@ def _best(report: Report) -> list[str]:
         f"{percent(1 - fast.values['error'])} accuracy to {ms(right.values[x])} at "
         f"{percent(1 - right.values['error'])}."
     )
-    checked = [(f.predicted.value, f.measured.value) for f in s.found if f.measured is not None]
+    checked = [(f.predicted.value, f.measured) for f in s.found if f.measured is not None]
     if not checked:
         return [text]
-    worst = max(abs(p / m - 1) for p, m in checked)
-    return [text, f"{len(checked)} of them were measured for real: the prediction was off by {percent(worst)} at most."]
+    worst = max(abs(p / m.value - 1) for p, m in checked)
+    unsure = max((m.high - m.low) / 2 / m.value for _, m in checked)
+    told = f"{len(checked)} of them were measured for real: the prediction was off by {percent(worst)} at most"
+    if unsure > UNSURE:
+        told += f"; but those measurements are uncertain by up to ± {percent(unsure)}, since the machine was not quiet"
+    return [text, told + "."]
 
 
 def family(spec: Mapping[str, Any]) -> str:
