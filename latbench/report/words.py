@@ -8,7 +8,6 @@ from typing import Any
 
 from latbench.report.data import ModelReport, Report
 
-
 #: Relative half-width of a measurement's interval above which the headline says so.
 UNSURE = 0.03
 
