@@ -106,6 +106,33 @@ class Plan:
         items += [PlanItem(n, "validation", r) for n in nets[calibration:] for r in (0, 1)]
         return cls(tuple(items), seed, space.spec)
 
+    @classmethod
+    def for_networks(
+        cls,
+        networks: Iterable[Network],
+        held_out: Iterable[Network] = (),
+        *,
+        units: Callable[[Network], Sequence[Unit]],
+        seed: int = 0,
+    ) -> Self:
+        """Everything that a latency model of given networks needs, e.g. of ONNX files.
+
+        The distinct units of ``networks`` and the networks themselves for calibration. Those of ``held_out`` are
+        measured twice for validation; units that only they have are not measured.
+        """
+        nets = {n.key: n for n in networks}
+        out = {n.key: n for n in held_out if n.key not in nets}
+        ops = {u.op.key: u.op for n in nets.values() for u in units(n)}
+        items = [PlanItem(op, "op") for op in ops.values()]
+        items += [PlanItem(n, "calibration") for n in nets.values()]
+        items += [PlanItem(n, "validation", r) for n in out.values() for r in (0, 1)]
+        return cls(tuple(items), seed)
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both plans in one, what they share once, with the seed and the space of the first that has one."""
+        items = {(i.subject.key, i.purpose, i.replica): i for i in (*self.items, *other.items)}
+        return Plan(tuple(items.values()), self.seed, self.space or other.space)
+
     @property
     def subjects(self) -> list[Op | Network]:
         """Distinct subjects in the order of the plan."""

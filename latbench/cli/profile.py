@@ -16,13 +16,14 @@ from latbench.cli.options import (
     Resolution,
     Seed,
     Settings,
-    SpaceName,
     StoreUrl,
     WidthMult,
     make_device,
     make_space,
     quoted_space,
 )
+from latbench.cli.subjects import read_model
+from latbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from latbench.campaign import Campaign, CampaignResult, Progress
@@ -37,7 +38,15 @@ class Level(StrEnum):
 
 
 def profile(
-    space: SpaceName,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Networks whose units to measure: .onnx files, block lists, SPACE:CHOICES."
+        ),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", "-s", help="Search space: mobilenetv3, proxyless, nasbench201, …")
+    ] = None,
     device: DeviceName = "local-cpu",
     settings: Settings = None,
     resolution: Resolution = None,
@@ -45,28 +54,49 @@ def profile(
     level: Annotated[Level, typer.Option("--level", help="Blocks, units (for `kernels`), or both.")] = Level.block,
     networks: Annotated[int, typer.Option("--networks", min=0, help="Networks for calibration.")] = 20,
     validation: Annotated[int, typer.Option("--validation", min=0, help="Held-out networks, measured twice.")] = 20,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option("--hold-out", metavar="MODEL", help="A network to measure twice for validation; may be repeated."),
+    ] = None,
     store: StoreUrl = DEFAULT_STORE,
     new: Annotated[bool, typer.Option("--new", help="Add evidence in a new campaign instead of resuming.")] = False,
     seed: Seed = 0,
     name: Annotated[str | None, typer.Option("--name", help="A name for the campaign.")] = None,
     protocol: ProtocolSettings = None,
 ) -> None:
-    """Measure the Ops and some networks of a space into the store; resumes the same campaign if it was interrupted."""
+    """Measure the Ops and some networks of a space, or the units of given networks, into the store.
+
+    Resumes the same campaign if it was interrupted.
+    """
     from latbench import Campaign
     from latbench.plan import Plan
 
-    s = make_space(space, settings, resolution, width_mult)
+    if space is None and not models:
+        raise ConfigError("nothing to measure: give --space, or networks such as model.onnx")
+    if space is None and (settings or resolution is not None or width_mult is not None):
+        raise ConfigError("--set, --resolution and --width-mult belong to a --space")
+    s = None if space is None else make_space(space, settings, resolution, width_mult)
+    nets, held = ([read_model(m)[0] for m in group or ()] for group in (models, hold_out))
     dev, how = make_device(device, protocol)
     with dev:
-        plan = Plan.for_space(
-            s, ops=level != Level.unit, units=None if level == Level.block else dev.units, calibration=networks,
-            validation=validation, seed=seed,
-        )  # fmt: skip
+        plans = []
+        if s is not None:
+            plans.append(
+                Plan.for_space(
+                    s, ops=level != Level.unit, units=None if level == Level.block else dev.units, calibration=networks,
+                    validation=validation, seed=seed,
+                )
+            )  # fmt: skip
+        if nets or held:
+            plans.append(Plan.for_networks(nets, held, units=dev.units, seed=seed))
+        plan = plans[0] if len(plans) == 1 else plans[0] + plans[1]
         campaign = Campaign(dev, plan, store=store, protocol=how, seed=seed, name=name, space=s, new=new)
-        say(f"{len(plan.subjects)} subjects of {s.name} on {device} into {store}")
+        of = " and ".join(([s.name] if s else []) + ([f"{len(nets) + len(held)} networks"] if nets or held else []))
+        say(f"{len(plan.subjects)} subjects of {of} on {device} into {store}")
         result = run_campaign(campaign)
     print_result(result)
-    note(f"next: latbench fit table --device {device} {quoted_space(s)} --store {store}")
+    fit = f"table --device {device} {quoted_space(s)}" if s is not None else f"kernels --device {device}"
+    note(f"next: latbench fit {fit} --store {store}")
 
 
 def run_campaign(campaign: Campaign) -> CampaignResult:
