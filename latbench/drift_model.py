@@ -53,7 +53,7 @@ class Form(NamedTuple):
             "op": "weights per kind of Op and per Op",
         }
         rest = "" if self.span is None else f", shared rest over {self.span:g} Visits"
-        return "nothing" if self == NOTHING else names[self.weights] + rest
+        return "none" if self == NOTHING else names[self.weights] + rest
 
 
 class Fit(NamedTuple):

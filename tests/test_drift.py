@@ -145,7 +145,7 @@ def test_without_drift_nothing_is_made_worse(seed: int) -> None:
 
 def test_without_drift_the_chance_of_a_correction_is_small() -> None:
     models = [simulate(nothing, seed, ops=30, rounds=4).fit().model for seed in range(10)]
-    assert models.count("nothing") >= 9
+    assert models.count("none") >= 9
 
 
 def test_controls_that_wander_alone_are_not_believed() -> None:
@@ -185,7 +185,7 @@ def test_without_controls_and_drift_it_says_that_nothing_was_corrected() -> None
     d = s.fit()
     assert d.warnings == ("no control Visits: uncorrected",)
     assert not d.log_slowdown.any()
-    assert (d.model, d.controls, d.span_percent) == ("nothing", 0, 0.0)
+    assert (d.model, d.controls, d.span_percent) == ("none", 0, 0.0)
 
 
 def test_ops_measured_once_lean_on_the_controls_alone() -> None:

@@ -60,7 +60,7 @@ def test_a_slow_machine_is_corrected_to_the_reference_state() -> None:
 
 def test_a_quiet_campaign_is_left_as_it_is() -> None:
     e = Evidence(a_campaign(0.0), SETTING)
-    assert e.drift().model == "nothing"
+    assert e.drift().model == "none"
     np.testing.assert_array_equal(e.values(), e.values(drift=False))
 
 
