@@ -183,6 +183,7 @@ def main() -> int:
             for n, k in enumerate(audit.lives, 1)
         ],
     )
+    kind = "PostgreSQL" if address.startswith("postgres") else "SQLite"  # the address may hold a password
     counts = {
         "committed Visits lost": len(audit.lost),
         "committed Visits changed": len(audit.changed),
@@ -197,7 +198,7 @@ def main() -> int:
         args,
         "kill_resume",
         {**counts, "in flight": audit.in_flight, "kills": audit.kills},
-        store=args.store or "SQLite",
+        store=kind,
     )
     return 0 if audit.clean else 1
 
