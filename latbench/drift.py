@@ -41,7 +41,8 @@ class Drift:
     ``log_slowdown`` has one element per Visit given: its value divided by exp of it is the value at the reference
     state. ``span_percent`` is how much slower the average Op ran in the worst state than in the best;
     ``residual_percent`` the robust standard deviation over repeated Visits that is left, per kind of Op (before
-    correction: ``spread_percent``). ``model`` is "none" where nothing was corrected. ``weights`` maps kind of Op → control Op → weight.
+    correction: ``spread_percent``). ``model`` is "none" where nothing was corrected. ``weights`` maps kind of Op →
+    control Op → weight.
     """
 
     log_slowdown: Floats = field(repr=False)
