@@ -1,8 +1,8 @@
 # What each target installs is said by `make help`. Everything lands in $(VENV); nothing outside it is changed, but for
 # the lab parts of `make test` (tests/lab/install.sh, only as root where apt-get exists).
 #
-# On Linux without a GPU, take PyTorch's CPU build (200 MB instead of 3 GB):
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# On Linux without a GPU, take PyTorch's CPU build (200 MB instead of 3 GB): set PIP_EXTRA_INDEX_URL to the CPU index
+# that PyTorch's install page names.
 
 PYTHON ?= python3.11
 VENV ?= .venv

@@ -28,7 +28,7 @@ BUSY_S = 600.0
 
 #: 10 warm-ups and 50 repeats, whatever they show: what nn-Meter and most scripts do.
 FIXED = Protocol(
-    warmup_runs=10, warmup_tolerance=1e9, warmup_max_ms=1e6, min_runs=50, max_runs=50, min_ms=0, max_ms=1e6,
+    warmup_runs=10, warmup_max_ms=1e-6, min_runs=50, max_runs=50, min_ms=0, max_ms=1e6,
     min_visits=2, max_visits=2, control_share=0.001, contention_ratio=1e9,
 )  # fmt: skip
 

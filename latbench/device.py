@@ -8,7 +8,7 @@ device itself raises (:class:`~latbench.errors.DeviceError`). Drivers are found 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -69,8 +69,8 @@ class Description:
 class Device(ABC):
     """A device that measures. Use it as a context manager; every method but ``__init__`` needs it open.
 
-    State trace: ``open`` → any number of ``describe``, ``units``, ``visits`` (one stream at a time) → ``close``. ``open``
-    and ``close`` may be called twice.
+    State trace: ``open`` → any number of ``describe``, ``units``, ``visits`` (one stream at a time) → ``close``.
+    ``open`` and ``close`` may be called twice.
     """
 
     profile: Profile
@@ -108,6 +108,14 @@ class Device(ABC):
     @abstractmethod
     def prepare(self, subjects: Iterable[Op | Network]) -> None:
         """Build and cache the artefacts of subjects ahead of time, so that :meth:`visits` never waits for them."""
+
+    @property
+    def last_run(self) -> Mapping[str, Any]:
+        """How the last stream of Visits spent its time, if the device tells: ``wall_ns``, and ``spent_ns`` by purpose.
+
+        Device time is all of ``spent_ns`` but ``acknowledge``, which is waiting for the host.
+        """
+        return {}
 
     def checks(self) -> list[Check]:
         """Is it fit to measure? Devices that know nothing about themselves return nothing."""

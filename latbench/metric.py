@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """``composition`` says how a network's value follows from its units': ``sum``, ``peak`` or ``none`` (it does not)."""
+    """``composition`` says how a network's value follows from its units': ``sum``, ``peak``, ``none`` (it does not)."""
 
     name: str
     unit: str

@@ -23,7 +23,9 @@ from latbench.protocol import Protocol as MeasurementProtocol
 from latbench.setting import Setting
 from latbench.space import Arch, SearchSpace
 
-PURPOSES = ("op", "calibration", "validation")
+#: "found" are networks that a search chose: the predictor's optimists, so no fit may learn from them or be judged by
+#: them.
+PURPOSES = ("op", "calibration", "validation", "found")
 
 
 @dataclass(frozen=True)

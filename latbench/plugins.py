@@ -16,7 +16,7 @@ def names(group: str) -> list[str]:
 
 
 def load(group: str, name: str) -> Any:
-    """The object that ``name`` stands for. Raises :class:`ConfigError`, or :class:`NotInstalledError` for its library."""
+    """The object that ``name`` stands for. Raises :class:`ConfigError`; :class:`NotInstalledError` for its library."""
     found: dict[str, EntryPoint] = {e.name: e for e in entry_points(group=f"latbench.{group}")}
     if name not in found:
         known = ", ".join(sorted(found)) or "none: is latbench installed (pip install -e .)?"

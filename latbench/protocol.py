@@ -16,9 +16,9 @@ class Protocol(BaseModel):
     """How Visits are taken and summed up. Times are milliseconds.
 
     A Visit warms up until two consecutive windows of runs agree within ``warmup_tolerance`` (at least ``warmup_runs``,
-    at most ``warmup_max_ms``), then repeats until both ``min_runs`` and ``min_ms`` are met, and stops at ``max_runs`` or
-    ``max_ms`` whichever comes first. Visits are added, in shuffled rounds, from ``min_visits`` until the 95 % interval
-    over Visits is within ± ``target_ci`` of the value, or ``max_visits`` is reached. Control ops take at most
+    at most ``warmup_max_ms``), then repeats until both ``min_runs`` and ``min_ms`` are met, and stops at ``max_runs``
+    or ``max_ms`` whichever comes first. Visits are added, in shuffled rounds, from ``min_visits`` until the 95 %
+    interval over Visits is within ± ``target_ci`` of the value, or ``max_visits`` is reached. Control ops take at most
     ``control_share`` of the device time. A Visit whose p95/p5 exceeds ``contention_ratio`` goes back into the queue, at
     most ``max_requeues`` times.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -114,7 +114,7 @@ class Run:
 
     def _spent_s(self, visits_s: float) -> float:
         """Device time of the stream that has just ended: as the device booked it, else what its Visits say."""
-        last: Mapping[str, Any] = getattr(self.device, "last_run", {})
+        last = self.device.last_run
         spent = last.get("spent_ns")
         if not self._process_name or last.get("run") != self._process_name or not isinstance(spent, dict):
             return visits_s

@@ -18,7 +18,7 @@ Clock: TypeAlias = Literal["wall", "device-event", "instruction-count", "simulat
 class Setting:
     """What must be equal for two numbers to be comparable. Visits merge only within one Setting.
 
-    ``device`` is the device's identity (not its profile's name), ``options`` the runtime's options as plain JSON values.
+    ``device`` is the device's identity (not its profile's name), ``options`` the runtime's options as plain JSON.
     """
 
     device: str

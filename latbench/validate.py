@@ -19,6 +19,7 @@ from latbench.campaign import Campaign, Progress
 from latbench.device import Device
 from latbench.errors import ConfigError, DeviceError, SettingMismatchError
 from latbench.evidence import Evidence
+from latbench.plan import Plan
 from latbench.problem import Candidate
 from latbench.protocol import Protocol
 from latbench.setting import Setting
@@ -187,8 +188,8 @@ def _measure(
     with ExitStack() as stack:
         opened = store if isinstance(store, Store) else stack.enter_context(Store.open(store))
         campaign = Campaign(
-            device, nets.values(), store=opened, protocol=protocol, seed=seed, name="validation of a search",
-            space=result.problem.space,
+            device, Plan.of(nets.values(), networks="found", seed=seed), store=opened, protocol=protocol, seed=seed,
+            name="validation of a search", space=result.problem.space,
         )  # fmt: skip
         done = campaign.run(progress)
         evidence = Evidence.from_store(opened, done.setting, [done.id])

@@ -56,7 +56,7 @@ class Visit:
     run: str = ""
     #: Plan slot that it fills, "" for control Visits and Visits outside a campaign.
     slot: str = ""
-    #: What the plan measured it for: "op", "calibration" or "validation" networks, "" outside a campaign.
+    #: What the plan measured it for: one of latbench.plan.PURPOSES, "" outside a campaign.
     purpose: str = ""
     #: Which of several disjoint full-protocol measurements of the same subject it belongs to.
     replica: int = 0

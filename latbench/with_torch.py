@@ -9,8 +9,6 @@ try:
     import torch.nn.functional as F
     from torch import Tensor, nn
 except ModuleNotFoundError as e:
-    raise NotInstalledError(
-        "torch", "pip install 'latbench[search]'", "modules and gradients need it"
-    ) from e
+    raise NotInstalledError("torch", "pip install 'latbench[search]'", "modules and gradients need it") from e
 
 __all__ = ["F", "Tensor", "nn", "torch"]

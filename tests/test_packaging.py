@@ -98,7 +98,8 @@ from latbench import plugins
 from latbench.predictors.files import bundled
 from latbench.profile import profile_paths, read_profile
 
-loaded = {g: {n: plugins.load(g, n).__module__ for n in plugins.names(g)} for g in plugins.GROUPS if g not in ("profiles", "tables")}
+groups = [g for g in plugins.GROUPS if g not in ("profiles", "tables")]
+loaded = {g: {n: plugins.load(g, n).__module__ for n in plugins.names(g)} for g in groups}
 folder = pathlib.Path(latbench.tables.__file__).parent
 print(json.dumps({
     "where": {m.__name__: m.__file__ for m in (latbench, latbench.devices, latbench.searchers, latbench.tables)},

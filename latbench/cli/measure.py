@@ -55,7 +55,8 @@ def measure(
     say(f"{count(net.params)} parameters, {count(net.macs)} multiply-accumulates")
     table(("statistic", "ms"), [(k, ms(v)) for k, v in m.statistics.items()], numbers=("ms",))
     if "span_percent" in m.drift:
-        note(f"drift during the measurement: span {m.drift['span_percent']:.1f} %, removed ({m.drift['model']})")
+        how_removed = "nothing to remove" if m.drift["model"] == "none" else f"removed ({m.drift['model']})"
+        note(f"drift during the measurement: span {m.drift['span_percent']:.1f} %, {how_removed}")
     for text in m.warnings:
         warn(text)
     if plan:
