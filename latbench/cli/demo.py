@@ -17,13 +17,13 @@ from latbench.cli.console import bar, duration, say
 #: The family: MoGA's space, so small that a network takes a millisecond and a training a few seconds.
 SPACE, PARAMS = "mobilenetv3", {"resolution": 64, "width_mult": 0.35, "num_classes": 10}
 #: Networks that calibrate the sum over blocks, and held-out ones that are measured twice to judge it.
-CALIBRATION, VALIDATION = 12, 10
+CALIBRATION, VALIDATION = 16, 12
 #: Looser than the default of 1 % within 10 Visits: the page says how far to trust the numbers that come of it.
 PROTOCOL: dict[str, Any] = {"target_ci": 0.02, "min_visits": 4, "max_visits": 6}
 #: Latency models that are fitted; the first one guides the search.
 PREDICTORS = ("table", "kernels")
-#: Searched with the paper's method, small: 28 trainings of a few seconds each, two at once.
-SEARCHER, POPULATION, BUDGET, EPOCHS, WORKERS = "moga", 10, 28, 2, 2
+#: Searched with the paper's method, small: 48 trainings of a few seconds each, two at once.
+SEARCHER, POPULATION, BUDGET, EPOCHS, WORKERS = "moga", 12, 48, 2, 2
 OBJECTIVES = ("error", "latency_ms")
 #: Networks of the front that are measured for real in the end.
 VALIDATED = 5
