@@ -228,6 +228,20 @@ def test_the_headline_says_how_fast_how_sure_and_what_is_best() -> None:
     assert "2.0 %" in checked  # 0.50 against 0.51
 
 
+def test_a_minimum_is_reported_as_what_it_is() -> None:
+    assert "fastest runs" in words.headline(replace(full_report(), statistic="min"))[0]
+    assert "fastest" not in words.headline(full_report())[0].replace("faster", "")
+
+
+def test_a_check_that_is_itself_uncertain_is_said_to_be_so() -> None:
+    r = full_report()
+    assert r.search is not None
+    unsure = replace(r.search.found[0], measured=interval(0.51, 0.2))
+    text = words.headline(replace(r, search=replace(r.search, found=[unsure])))[-1]
+    assert "uncertain by up to ± 20 %" in text
+    assert "uncertain" not in words.headline(r)[-1]
+
+
 def test_a_prediction_as_good_as_the_noise_is_said_to_be_so() -> None:
     r = full_report()
     v = r.models[0].validation

@@ -22,8 +22,8 @@ CALIBRATION, VALIDATION = 16, 12
 PROTOCOL: dict[str, Any] = {"target_ci": 0.02, "min_visits": 4, "max_visits": 6}
 #: Latency models that are fitted; the first one guides the search.
 PREDICTORS = ("table", "kernels")
-#: Searched with the paper's method, small: 48 trainings of a few seconds each, two at once.
-SEARCHER, POPULATION, BUDGET, EPOCHS, WORKERS = "moga", 12, 48, 2, 2
+#: Searched with the paper's method, small: 36 trainings of a few seconds each, two at once.
+SEARCHER, POPULATION, BUDGET, EPOCHS, WORKERS = "moga", 12, 36, 2, 2
 OBJECTIVES = ("error", "latency_ms")
 #: Networks of the front that are measured for real in the end.
 VALIDATED = 5

@@ -69,6 +69,7 @@ def collect(
         device=device,
         setting=setting,
         family=family(space.spec if space else {}),
+        statistic=statistic,
         facts=store.devices().get(setting.device, {}),
         environment=environment,
         checks=checks,

@@ -124,6 +124,8 @@ class Report:
     device: str
     setting: Setting
     family: str
+    #: By which statistic of :data:`latbench.protocol.Statistic` the runs of a Visit are summed up.
+    statistic: str = "p50"
     facts: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     checks: Sequence[Check] = ()

@@ -93,7 +93,7 @@ def _found_table(s: SearchReport, y: str) -> str:
     rows = []
     for f in s.found:
         m = f.measured
-        off = "–" if m is None else f"{(f.predicted.value / m.value - 1) * 100:+.1f} %"
+        off = "–" if m is None else f"{round((f.predicted.value / m.value - 1) * 100, 1) + 0.0:+.1f} %"
         inside = "–" if m is None else ("yes" if f.predicted.low <= m.value <= f.predicted.high else "no")
         rows.append((
             f.name, f"{f.values[y]:.4g}" if y in f.values else "–", f"{f.predicted.value:.4g}", span(f.predicted),

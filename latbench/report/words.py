@@ -8,6 +8,16 @@ from typing import Any
 
 from latbench.report.data import ModelReport, Report
 
+#: What a time is where it is not the median of the runs of a Visit.
+STATISTIC = {
+    "min": "These are the fastest runs: what the device can do undisturbed, not what it usually does.",
+    "p25": "These are lower quartiles of the runs, less disturbed than the usual one.",
+    "mean": "These are means of the runs.",
+    "p90": "These are times that one run in ten exceeds.",
+    "p99": "These are times that one run in a hundred exceeds.",
+    "first": "These are first runs after loading.",
+    "sustained": "These are times after a while of running.",
+}
 #: Relative half-width of a measurement's interval above which the headline says so.
 UNSURE = 0.03
 
@@ -38,7 +48,7 @@ def headline(report: Report) -> list[str]:
         low, middle, high = report.range_ms
         out.append(
             f"On {machine(report)}, nine in ten networks of {report.family} take {ms(low)} to {ms(high)}; "
-            f"half of them are faster than {ms(middle)}."
+            f"half of them are faster than {ms(middle)}. {STATISTIC.get(report.statistic, '')}".strip()
         )
     model = best_model(report)
     if model is not None and model.validation is not None:
