@@ -31,7 +31,7 @@ from latbench.validation import rmspe
 from latbench.visit import Visit
 
 #: Floors of a Visit, runs and milliseconds: many repeats of short Ops cost little, a few of long ones say as much.
-FLOORS = ((5, 2.0), (8, 4.0), (12, 8.0))
+FLOORS = ((4, 1.5), (5, 2.0), (6, 3.0), (8, 4.0), (12, 8.0))
 #: Our protocol with short Visits; certainty comes from rounds.
 SHORT = Protocol(
     warmup_runs=2, warmup_tolerance=0.1, warmup_max_ms=20, min_runs=FLOORS[-1][0], max_runs=300, min_ms=FLOORS[-1][1],

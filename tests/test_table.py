@@ -126,6 +126,18 @@ def test_group_factors_are_used_only_where_they_help():
     assert apart.rmspe < 0.5 * apart.tried["affine"]
 
 
+def test_weights_have_a_price_only_where_it_helps():
+    rng = np.random.default_rng(2)
+    sums, weights = rng.uniform(5, 8, (30, 1)), rng.uniform(10, 20, 30)
+    clean = calibrate(sums, sums[:, 0] * np.exp(rng.normal(0, 0.003, 30)), weights=weights).calibration
+    assert clean.ms_per_megabyte == 0
+    cold = calibrate(sums, (sums[:, 0] + 0.03 * weights) * np.exp(rng.normal(0, 0.003, 30)), weights=weights)
+    assert cold.calibration.ms_per_megabyte == pytest.approx(0.03, rel=0.2)
+    assert cold.rmspe < 0.5 * cold.tried["affine"]
+    conv = Op.make("linear", [TensorSpec((1, 1000))], out_features=250, bias=False)
+    assert cold.calibration.op_ms(conv, 2.0) == pytest.approx(2.0 * cold.calibration.scale + 0.03, rel=0.05)
+
+
 def test_networks_that_are_all_alike_still_give_a_finite_calibration():
     fitted = calibrate(np.full((6, 1), 10.0), np.full(6, 12.0)).calibration
     assert fitted.overhead_ms + fitted.scale * 10 == pytest.approx(12.0, rel=1e-3)

@@ -1,16 +1,18 @@
 """From a sum over Ops to the latency of a network: overhead and scale, calibrated on a few measured networks.
 
-The model is ``latency = overhead + scale × Σ Op latencies``, optionally with a factor per group of Ops that is shrunk
-towards 1. It is fitted to relative errors, so that RMSPE is what it minimises, by iteratively re-weighted least squares
-with Huber's weights (one bad network must not move it). Forms are compared by leave-one-out cross-validation;
-a form with group factors replaces the plain one only where it is clearly better.
+The plain model is ``latency = overhead + scale × Σ Op latencies``. Two richer forms are tried: a factor per group of
+Ops, shrunk towards 1, and a price per byte of weights, because an Op measured in a loop finds its weights in the
+caches, while in a network all the others have passed through them since (its overhead is negative where some weights do
+stay). All are fitted to relative errors, so that RMSPE is what they minimise, by iteratively re-weighted least squares
+with Huber's weights (one bad network must not move them), and compared by leave-one-out cross-validation; a richer form
+replaces the plain one only where it is clearly better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,33 +25,44 @@ Floats = npt.NDArray[np.float64]
 
 #: Fewest calibration networks that a fit accepts.
 MIN_NETWORKS = 5
-#: A form with group factors must lower the leave-one-out RMSPE by this share to be chosen.
+#: A richer form must lower the leave-one-out RMSPE by this share to be chosen.
 MIN_GAIN = 0.1
 #: Strengths of shrinkage that are tried, as prior standard deviations of a group's factor around 1.
 GROUP_SPREADS = (0.02, 0.05, 0.1)
-#: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio) and
-#: overhead (in units of the median latency, around 0): weak, they decide where networks are so alike that data cannot.
-_NOISE, _SCALE_SPREAD, _OVERHEAD_SPREAD = 0.01, 0.5, 0.5
+#: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio), overhead
+#: and all weights' price (both in units of the median latency, around 0): weak, they decide where networks are so alike
+#: that data cannot.
+_NOISE, _SCALE_SPREAD, _OVERHEAD_SPREAD, _PRICE_SPREAD = 0.01, 0.5, 0.5, 0.5
+_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``latency_ms = overhead_ms + scale × Σ group factor × Op latency``; ``factors`` are empty in the plain form."""
+    """``latency_ms = overhead_ms + Σ (scale × group factor × Op latency + ms_per_megabyte × Op weights)``.
+
+    ``factors`` are empty and ``ms_per_megabyte`` is 0 in the plain form; a megabyte is 10⁶ bytes.
+    """
 
     overhead_ms: float = 0.0
     scale: float = 1.0
     factors: Mapping[str, float] = field(default_factory=dict)
     form: str = "affine"
+    ms_per_megabyte: float = 0.0
 
-    def op_scale(self, op: Op) -> float:
-        """What multiplies the latency of an Op."""
-        return self.scale * (self.factors.get(group(op), 1.0) if self.factors else 1.0)
+    def op_ms(self, op: Op, latency_ms: float) -> float:
+        """What an Op of this latency adds to a network, in milliseconds."""
+        factor = self.factors.get(group(op), 1.0) if self.factors else 1.0
+        price = self.ms_per_megabyte * megabytes(op) if self.ms_per_megabyte else 0.0
+        return self.scale * factor * latency_ms + price
+
+    def network_ms(self, parts: Floats, groups: Sequence[str], weights: Floats) -> Floats:
+        """Latency of n networks from what :func:`calibrate` takes."""
+        scales = np.array([self.scale * self.factors.get(g, 1.0) for g in groups])
+        return np.asarray(self.overhead_ms + parts @ scales + self.ms_per_megabyte * weights, np.float64)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``Calibration(**d)`` reads them back."""
-        return {
-            "overhead_ms": self.overhead_ms, "scale": self.scale, "factors": dict(self.factors), "form": self.form,
-        }  # fmt: skip
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -71,70 +84,113 @@ def group(op: Op) -> str:
     return f"{op.kind}{f' k{kernel}' if kernel else ''}{' se' if a.get('se') else ''}"
 
 
-def calibrate(
-    parts: npt.ArrayLike, measured_ms: npt.ArrayLike, groups: Sequence[str] = (), *, forms: str = "auto"
-) -> CalibrationFit:
-    """Fit to n networks: ``parts`` (n, G) sums of Op latencies by group, ``measured_ms`` (n,).
+def megabytes(op: Op) -> float:
+    """Weights of an Op in 10⁶ bytes."""
+    return op.weight_bytes / _MEGABYTE
 
-    ``forms`` is "auto", "affine" or "groups". Raises :class:`NotEnoughDataError` for fewer than
+
+def calibrate(
+    parts: npt.ArrayLike,
+    measured_ms: npt.ArrayLike,
+    groups: Sequence[str] = (),
+    weights: npt.ArrayLike | None = None,
+    *,
+    forms: str = "auto",
+) -> CalibrationFit:
+    """Fit to n networks.
+
+    ``parts`` are sums of Op latencies by group (n, G), ``measured_ms`` is (n,), ``weights`` are megabytes (n,).
+    ``forms`` is "auto", "affine", "groups" or "weights". Raises :class:`NotEnoughDataError` for fewer than
     :data:`MIN_NETWORKS` networks.
     """
     x, y = np.asarray(parts, np.float64), np.asarray(measured_ms, np.float64)
+    w = np.zeros(len(y)) if weights is None else np.asarray(weights, np.float64)
     if len(y) < MIN_NETWORKS:
         raise NotEnoughDataError(f"{len(y)} measured calibration networks; at least {MIN_NETWORKS} are needed")
-    spreads: list[float] = [0.0] if forms != "groups" else []
-    # A group that never varies, or a lone one, is the scale itself.
-    if forms != "affine" and x.shape[1] > 1 and len(y) >= 2 * MIN_NETWORKS:
-        spreads += GROUP_SPREADS
-    spreads = spreads or [0.0]
-    without = [(np.delete(x, i, 0), np.delete(y, i)) for i in range(len(y))]
-    loo = {s: np.stack([_predict(_fit(xi, yi, s), x) for xi, yi in without]) for s in spreads}
-    scores = {s: float(np.sqrt(np.mean((np.diagonal(p) / y - 1) ** 2))) for s, p in loo.items()}
-    best = min(spreads, key=lambda s: scores[s])
-    if 0.0 in scores and scores[best] > (1 - MIN_GAIN) * scores[0.0]:
-        best = 0.0
-    beta = _fit(x, y, best)
+    tried = {f: _leave_one_out(x, w, y, f) for f in _candidates(x, w, y, forms)}
+    scores = {f: float(np.sqrt(np.mean((np.diagonal(p) / y - 1) ** 2))) for f, p in tried.items()}
+    best = min(scores, key=scores.__getitem__)
+    if _AFFINE in scores and scores[best] > (1 - MIN_GAIN) * scores[_AFFINE]:
+        best = _AFFINE
+    beta = _fit(x, w, y, best)
+    scales = beta[1:-1]
     # The scale is that of the whole: the mean factor is 1 over the calibration networks.
-    scale = float(x.sum(0) @ beta[1:] / x.sum()) if best else float(beta[1])
-    factors = {g: float(f / scale) for g, f in zip(groups, beta[1:], strict=True)} if best else {}
-    form = f"affine with group factors within {best:g}" if best else "affine"
-    fitted = Calibration(float(beta[0]), scale, factors, form)
-    conformal = Conformal.from_fits(y, loo[best], _predict(beta, x))
-    tried = {("affine" if not s else f"groups {s:g}"): v for s, v in scores.items()}
-    return CalibrationFit(fitted, conformal, scores[best], tried, len(y))
+    scale = float(x.sum(0) @ scales / x.sum()) if best.spread else float(scales[0])
+    factors = {g: float(f / scale) for g, f in zip(groups, scales, strict=True)} if best.spread else {}
+    fitted = Calibration(float(beta[0]), scale, factors, str(best), float(beta[-1]))
+    conformal = Conformal.from_fits(y, tried[best], _predict(beta, x, w))
+    return CalibrationFit(fitted, conformal, scores[best], {str(f): v for f, v in scores.items()}, len(y))
 
 
-def _predict(beta: Floats, x: Floats) -> Floats:
-    return np.asarray(beta[0] + x @ beta[1:], np.float64)
+class _Form(NamedTuple):
+    """Prior standard deviation of group factors (0: none), and whether weights have a price."""
+
+    spread: float = 0.0
+    weights: bool = False
+
+    def __str__(self) -> str:
+        if self.weights:
+            return "affine with a price of weights"
+        return f"affine with group factors within {self.spread:g}" if self.spread else "affine"
 
 
-def _fit(x: Floats, y: Floats, spread: float) -> Floats:
-    """(1 + G,): overhead and each group's scale. ``spread`` 0 gives all groups one scale."""
+_AFFINE = _Form()
+
+
+def _candidates(x: Floats, w: Floats, y: Floats, forms: str) -> list[_Form]:
+    """The forms to try: a lone group is the scale itself, weights that never vary are the overhead."""
+    enough = len(y) >= 2 * MIN_NETWORKS
+    found = [_AFFINE] if forms in ("auto", "affine") else []
+    if forms in ("auto", "groups") and x.shape[1] > 1 and enough:
+        found += [_Form(s) for s in GROUP_SPREADS]
+    if forms in ("auto", "weights") and np.ptp(w) > 0 and enough:
+        found.append(_Form(weights=True))
+    return found or [_AFFINE]
+
+
+def _leave_one_out(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
+    """(n, n): predictions of all networks by the fit without network i."""
+    fits = (_fit(np.delete(x, i, 0), np.delete(w, i), np.delete(y, i), form) for i in range(len(y)))
+    return np.stack([_predict(beta, x, w) for beta in fits])
+
+
+def _predict(beta: Floats, x: Floats, w: Floats) -> Floats:
+    return np.asarray(beta[0] + x @ beta[1:-1] + w * beta[-1], np.float64)
+
+
+def _fit(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
+    """(G + 2,): overhead, each group's scale, the price of a megabyte. Without a spread all groups have one scale."""
     n, g = x.shape
     total = x.sum(1)
-    # Unknowns: overhead in units of the median latency, common scale, each group's deviation from it.
-    unit = float(np.median(y))
-    columns = [np.full(n, unit), total, *(x.T if spread else ())]
+    grouped = bool(form.spread)
+    # Unknowns: overhead in units of the median latency, common scale, each group's deviation from it, and the price of
+    # a typical network's weights in units of the median latency.
+    unit, typical = float(np.median(y)), float(np.median(w)) or 1.0
+    columns = [np.full(n, unit), total, *(x.T if grouped else ()), *([w / typical * unit] if form.weights else ())]
     design = np.stack(columns, axis=1) / y[:, None]
-    spreads = np.array([_OVERHEAD_SPREAD, _SCALE_SPREAD, *([spread] * g if spread else ())])
+    spreads = np.array(
+        [_OVERHEAD_SPREAD, _SCALE_SPREAD, *[form.spread] * (g * grouped), *[_PRICE_SPREAD] * form.weights]
+    )
     # The prior of the scale is centred on what the data say on the whole, so that it is not pulled to 1 blindly.
-    centre = np.array([0.0, float(np.median(y / total)), *([0.0] * g if spread else ())])
-    noise = _NOISE
-    weights = np.ones(n)
-    beta = centre
+    centre = np.zeros(len(spreads))
+    centre[1] = float(np.median(y / total))
+    noise: float = _NOISE
+    robust: Floats = np.ones(n)
+    beta: Floats = centre
     for _ in range(20):
         prior = np.diag((noise / spreads) ** 2)
-        a = design.T @ (weights[:, None] * design) + prior
-        b = design.T @ weights + prior @ centre
-        new = np.linalg.solve(a, b)
+        a = design.T @ (robust[:, None] * design) + prior
+        b = design.T @ robust + prior @ centre
+        new: Floats = np.asarray(np.linalg.solve(a, b), np.float64)
         residual = np.abs(design @ new - 1)
         # 1.4826 × median is the deviation of normal errors; Huber's 1.345 gives 95 % efficiency on them.
         noise = max(1.4826 * float(np.median(residual)), 1e-4)
-        weights = np.minimum(1.0, 1.345 * noise / np.maximum(residual, 1e-12))
+        robust = np.minimum(1.0, 1.345 * noise / np.maximum(residual, 1e-12))
         moved = float(np.abs(design @ (new - beta)).max())
         beta = new
         # A millionth of the latency is far below what can be measured.
         if moved < 1e-6:
             break
-    scales = beta[1] + beta[2:] if spread else np.full(g, beta[1])
-    return np.concatenate([[beta[0] * unit], scales])
+    scales = beta[1] + beta[2 : 2 + g] if grouped else np.full(g, beta[1])
+    price = beta[-1] * unit / typical if form.weights else 0.0
+    return np.concatenate([[beta[0] * unit], scales, [price]])

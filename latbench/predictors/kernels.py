@@ -24,7 +24,7 @@ from latbench.network import Network
 from latbench.op import Op
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files, plans
-from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group
+from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
 from latbench.predictors.entries import Entry, from_arrays, to_arrays
 from latbench.predictors.features import features, kernel_kind
 from latbench.predictors.gather import estimate_archs
@@ -108,16 +108,15 @@ class Kernels(Predictor):
             data.card, op_level, entries, {k: f.model for k, f in fits.items()},
             {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread,
         )  # fmt: skip
-        y, sums, estimated, groups, notes = made._sums(data, held_out)
+        y, sums, estimated, groups, weights, notes = made._sums(data, held_out)
         if len(y) < MIN_NETWORKS:
             raise NotEnoughDataError(
                 f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {MIN_NETWORKS} are needed; "
                 + need + "".join(f"\n  {n}" for n in notes[:3])
             )  # fmt: skip
-        fitted = calibrate(sums, y, groups)
+        fitted = calibrate(sums, y, groups, weights)
         made.calibration = fitted.calibration
-        scales = np.array([fitted.calibration.scale * fitted.calibration.factors.get(g, 1.0) for g in groups])
-        off = np.abs(y / (fitted.calibration.overhead_ms + estimated @ scales) - 1)
+        off = np.abs(y / fitted.calibration.network_ms(estimated, groups, weights) - 1)
         made._conformals = {"measured": fitted.conformal, "estimated": Conformal(off, fitted.conformal.ratios)}
         model = {
             "op_level": op_level, "unknown_spread": spread,
@@ -137,10 +136,10 @@ class Kernels(Predictor):
 
     def _sums(
         self, data: FitData, held_out: Mapping[str, float]
-    ) -> tuple[Floats, Floats, Floats, list[str], list[str]]:
+    ) -> tuple[Floats, Floats, Floats, list[str], Floats, list[str]]:
         """Measured latencies (n,), sums of Op latencies by group (n, G), the same sums of out-of-fold predictions, the
-        groups, and why networks were left out."""
-        rows, y, notes = [], [], []
+        groups, megabytes of weights (n,), and why networks were left out."""
+        rows, y, weights, notes = [], [], [], []
         for n in data.calibration:
             try:
                 uses = self._uses(n.net)
@@ -149,13 +148,14 @@ class Kernels(Predictor):
                 notes.append(f"{n.net.name}: {str(e).splitlines()[0]}")
                 continue
             y.append(n.latency_ms)
+            weights.append(sum(megabytes(op) for op, _, _ in uses))
         groups = sorted({g for row in rows for g, _, _ in row})
         sums, estimated = np.zeros((2, len(rows), max(len(groups), 1)))
         for i, row in enumerate(rows):
             for g, ms, out in row:
                 sums[i, groups.index(g)] += ms
                 estimated[i, groups.index(g)] += ms if out is None else out
-        return np.array(y), sums, estimated, groups, notes
+        return np.array(y), sums, estimated, groups, np.array(weights), notes
 
     # -- asking it ----------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Kernels(Predictor):
             merged[op.key][2].append(nodes)
         parts, shares = [], dict.fromkeys(get_args(Origin), 0.0)
         for key, (op, cost, nodes_of) in merged.items():
-            ms = self.calibration.op_scale(op) * cost.ms * len(nodes_of)
+            ms = self.calibration.op_ms(op, cost.ms) * len(nodes_of)
             shares[cost.origin] += ms
             origin = "measured" if cost.origin == "measured" else "estimated"
             parts.append(Part(key, op.label, len(nodes_of), ms, origin, sum(nodes_of, ())))
@@ -210,7 +210,7 @@ class Kernels(Predictor):
                 if op.key in self.entries and not self.entries[op.key].supported:
                     out[i] = np.nan
                 else:
-                    out[i] += count * self.calibration.op_scale(op) * self._cost(op).ms
+                    out[i] += count * self.calibration.op_ms(op, self._cost(op).ms)
         return out
 
     @property

@@ -23,7 +23,7 @@ from latbench.network import Network
 from latbench.op import Level, Op
 from latbench.predictor import FitData, MeasuredNetwork, Predictor
 from latbench.predictors import files, plans
-from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group
+from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
 from latbench.predictors.entries import Entry, from_arrays, to_arrays, write_entries
 from latbench.predictors.gather import estimate_archs
 from latbench.predictors.hygiene import check, diff
@@ -87,12 +87,13 @@ class Table(Predictor):
     def fit(cls, data: FitData, *, level: float = 0.9, seed: int = 0, form: str = "auto", **options: Any) -> Self:
         """Entries from Op Measurements, calibrated on measured networks.
 
-        ``form`` is "auto" (group factors where cross-validation on the calibration networks asks for them), "affine" or
-        "groups". Nothing in it is random: ``seed`` changes nothing. Raises :class:`NotEnoughDataError`.
+        ``form`` is "auto" (cross-validation on the calibration networks decides), "affine", "groups" or "weights"; see
+        :mod:`latbench.predictors.additive`. Nothing in it is random: ``seed`` changes nothing. Raises
+        :class:`NotEnoughDataError`.
         """
-        if options or form not in ("auto", "affine", "groups"):
+        if options or form not in ("auto", "affine", "groups", "weights"):
             wrong = ", ".join(options) or f"form={form!r}"
-            raise ConfigError(f"table has no option {wrong}; its option: form ('auto', 'affine' or 'groups')")
+            raise ConfigError(f"table has no option {wrong}; its option: form (auto, affine, groups or weights)")
         entries = {k: Entry.of(k, m) for k, m in data.ops.items()}
         lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
@@ -105,14 +106,14 @@ class Table(Predictor):
             if not bare.holds(lv):
                 continue
             try:
-                covered, parts, groups = bare.sums(data.calibration, lv)
+                covered, parts, groups, weights = bare.sums(data.calibration, lv)
             except NotInstalledError as e:
                 notes.append(f"no calibration of units: {e}")
                 continue
             if len(covered) < MIN_NETWORKS:
                 notes.append(f"level {lv} is not calibrated: the table covers {len(covered)} calibration networks")
                 continue
-            fitted = calibrate(parts, [n.latency_ms for n in covered], groups, forms=form)
+            fitted = calibrate(parts, [n.latency_ms for n in covered], groups, weights, forms=form)
             calibrations[lv], conformals[lv] = fitted.calibration, fitted.conformal
             model[lv] = {
                 **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
@@ -133,8 +134,9 @@ class Table(Predictor):
 
     def sums(
         self, networks: Iterable[MeasuredNetwork], level: str
-    ) -> tuple[list[MeasuredNetwork], npt.NDArray[np.float64], list[str]]:
-        """Of the networks that the table covers: themselves, their sums of Op latencies by group (n, G), the groups."""
+    ) -> tuple[list[MeasuredNetwork], npt.NDArray[np.float64], list[str], npt.NDArray[np.float64]]:
+        """Of the networks that the table covers: themselves, their sums of Op latencies by group (n, G), the groups,
+        and their weights in megabytes (n,)."""
         covered, rows = [], []
         for n in networks:
             uses = self._uses(n.net, level)
@@ -146,7 +148,8 @@ class Table(Predictor):
         for i, uses in enumerate(rows):
             for u in uses:
                 parts[i, groups.index(group(u.op))] += self.entries[u.op.key].latency_ms
-        return covered, parts, groups
+        weights = np.array([sum(megabytes(u.op) for u in uses) for uses in rows])
+        return covered, parts, groups, weights
 
     # -- asking it ----------------------------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class Table(Predictor):
         parts = []
         for key, same in merged.items():
             entry = self._entry(same[0].op, same[0].layer)
-            cost = calibration.op_scale(entry.op) * entry.latency_ms * len(same)
+            cost = calibration.op_ms(entry.op, entry.latency_ms) * len(same)
             parts.append(Part(key, entry.op.label, len(same), cost, "measured", sum((u.nodes for u in same), ())))
         parts.append(Part("overhead", "overhead", 1, calibration.overhead_ms, "overhead"))
         value = float(sum(p.latency_ms for p in parts))
@@ -184,7 +187,7 @@ class Table(Predictor):
         out = np.empty(len(keys))
         for i, key in enumerate(keys):
             entry = self.entries.get(key) or self._entry(Op.parse(key), "")
-            out[i] = self.calibration(entry.op.level).op_scale(entry.op) * entry.latency_ms
+            out[i] = self.calibration(entry.op.level).op_ms(entry.op, entry.latency_ms)
         return out
 
     @property
