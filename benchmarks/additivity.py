@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish, parser, percent, table, verdict
-from measuring import campaign, one_pass
 
 import latbench as lb
+from benchmarks.common import finish, parser, percent, table, verdict
+from benchmarks.measuring import campaign, one_pass
 from latbench.fitting import Gathered, fit, validation_of
 from latbench.plan import Plan
 from latbench.predictors.additive import calibrate

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from common import finish, parser, percent, table, verdict
-from measuring import FIXED, device_s, locked
 
 import latbench as lb
+from benchmarks.common import finish, parser, percent, table, verdict
+from benchmarks.measuring import FIXED, device_s, locked
 from latbench.device import Device, Job
 from latbench.evidence import Evidence
 from latbench.op import Op

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import data_file, finish, parser, percent, table, verdict
-from contention import Contention, Kind
 
 import latbench as lb
+from benchmarks.common import data_file, finish, parser, percent, table, verdict
+from benchmarks.contention import Contention, Kind
 from latbench.errors import DeviceBusyError
 from latbench.evidence import Evidence
 from latbench.plan import Plan, PlanItem

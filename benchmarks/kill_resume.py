@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish, parser, table, verdict
 
 import latbench as lb
+from benchmarks.common import ROOT, finish, parser, table, verdict
 from latbench.campaign import Campaign
 from latbench.op import Op, TensorSpec
 from latbench.plan import Plan
@@ -125,12 +125,12 @@ def kill_and_resume(address: str, log: Path, *, kills: int, items: int, seed: in
     audit, said, seen = Audit(), set[str](), dict[str, str]()
     # Less than an even share: there must be work left for every life.
     longest = max(1, int(0.8 * items * PROTOCOL.min_visits / (kills + 1)))
-    argv = [sys.executable, __file__, "--work", "--store", address, "--device", device, "--items", str(items)]
+    argv = [sys.executable, "-m", "benchmarks.kill_resume", "--work", "--store", address]
+    argv += ["--device", device, "--items", str(items)]
+    env = {**os.environ, "LATBENCH_RUNNER_LOG": str(log), "PYTHONPATH": str(ROOT)}
     while not audit.lives or audit.lives[-1].killed:
         began, heard = time.monotonic(), list[str]()
-        process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "LATBENCH_RUNNER_LOG": str(log)}
-        )
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
         assert process.stdout is not None
         if audit.kills < kills:
             commits = int(rng.integers(0, longest))

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish, parser, percent, table, verdict
-from measuring import campaign as run_campaign
 
 import latbench as lb
+from benchmarks.common import finish, parser, percent, table, verdict
+from benchmarks.measuring import campaign as run_campaign
 from latbench.plan import Plan
 from latbench.predictor import FitData, MeasuredNetwork
 from latbench.predictors import plans

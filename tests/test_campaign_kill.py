@@ -18,8 +18,8 @@ from latbench.store import Store
 
 @pytest.fixture
 def kill_resume(monkeypatch: pytest.MonkeyPatch, own_locks: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    return importlib.import_module("kill_resume")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    return importlib.import_module("benchmarks.kill_resume")
 
 
 def test_a_campaign_that_is_killed_at_random_moments_loses_nothing_and_does_nothing_twice(
