@@ -7,7 +7,7 @@ prediction may break on the device. Here they are judged on measurements.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,11 +78,11 @@ class Validated:
         """The inverse of :meth:`to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         m = d["measured"]
         measured = m and Measurement(
-            m["subject"], Setting.from_json(m["setting"]), {n: Interval(*i) for n, i in m["metrics"].items()},
+            m["subject"], Setting.from_json(m["setting"]), {n: _interval(i) for n, i in m["metrics"].items()},
             m["statistics"], int(m["visits"]), float(m["level"]), warnings=tuple(m["warnings"]),
         )  # fmt: skip
         return cls(
-            tuple(d["arch"]), d["value"], Interval(*d["predicted"]), measured or None, dict(d["kept"]), d["failure"]
+            tuple(d["arch"]), d["value"], _interval(d["predicted"]), measured or None, dict(d["kept"]), d["failure"]
         )
 
 
@@ -200,5 +200,15 @@ def _measure(
     return {a: found[n.key] for a, n in nets.items() if n.key in found}, failed
 
 
-def _ends(x: Interval) -> list[float]:
-    return [x.value, x.low, x.high]
+def _ends(x: Interval) -> list[float | None]:
+    """Value and ends; JSON has no infinity: an end that is not finite is null."""
+    return [v if np.isfinite(v) else None for v in (x.value, x.low, x.high)]
+
+
+def _interval(ends: Sequence[float | None]) -> Interval:
+    """The inverse of :func:`_ends`: a missing end is an interval's that goes on for ever."""
+    value, low, high = ends
+    return Interval(
+        np.nan if value is None else float(value), -np.inf if low is None else float(low),
+        np.inf if high is None else float(high),
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,25 @@ def test_a_missing_cost_is_a_gap_and_not_a_number(page: str) -> None:
     cells = next(f for f in figures(page).values() if f["data"][0]["type"] == "heatmap")["data"][0]
     assert cells["z"][4][3] is None
     assert "NaN" not in outline(page).scripts["figures"]
+
+
+def test_a_subject_with_one_visit_is_drawn_without_an_end_of_its_interval() -> None:
+    once = Interval(0.5, 0.0, inf)
+    r = full_report()
+    assert r.search is not None
+    found = replace(r.search.found[0], measured=once)
+    points = [replace(r.models[0].points[0], measured=once), *r.models[0].points[1:]]
+    page = render(replace(
+        r, ops=[replace(r.ops[0], latency=once, visits=1), *r.ops[1:]], models=[replace(r.models[0], points=points)],
+        search=replace(r.search, found=[found]),
+    ))  # fmt: skip
+    drawn = figures(page)
+    assert len(drawn) == 7
+    bars = [t.get("error_x") for f in drawn.values() for t in f["data"] if t.get("name") == "measured"]
+    assert bars[0]["array"] == [None]
+    assert bars[0]["arrayminus"] == [0.5]
+    assert "one Visit only" in words.headline(replace(r, search=replace(r.search, found=[found])))[-1]
+    assert "unknown: one Visit" in page
 
 
 def test_the_front_shows_every_candidate_once_and_names_it(page: str) -> None:

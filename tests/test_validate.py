@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from latbench.setting import Setting
 from latbench.store import Store
 from latbench.testing.searchers import ToySpace
 from latbench.validate import Validated, validate
+from latbench.visit import Interval
 
 SPACE = ToySpace(4, 3)
 
@@ -52,6 +54,19 @@ def test_found_networks_are_measured_on_the_real_device(
     assert subjects == {SPACE.network(v.arch).key for v in validated}
     # The device was open before, and still is.
     assert local_device.describe().identity
+
+
+def test_a_network_with_one_visit_survives_being_saved(tmp_path: Path) -> None:
+    with NumpyDevice() as device:
+        result = searched(device.setting)
+        (v,) = validate(result, device, protocol=QUICK, top=1, store=tmp_path / "s.db")
+    assert v.measured is not None
+    once = replace(v.measured, metrics={"latency_ms": Interval(v.measured.latency_ms, 0.0, inf)}, visits=1)
+    result.validated = [replace(v, measured=once)]
+    result.save(tmp_path / "found")
+    (back,) = SearchResult.load(tmp_path / "found", space=SPACE).validated
+    assert back.measured is not None
+    assert back.measured.metrics == once.metrics
 
 
 def test_a_device_that_was_closed_is_closed_again() -> None:

@@ -38,8 +38,14 @@ def _figure(data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], he
 def _error_bars(intervals: Sequence[Interval], colour: str) -> dict[str, Any]:
     return {
         "type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": colour,
-        "array": [i.high - i.value for i in intervals], "arrayminus": [i.value - i.low for i in intervals],
+        "array": [finite(i.high - i.value) for i in intervals],
+        "arrayminus": [finite(i.value - i.low) for i in intervals],
     }  # fmt: skip
+
+
+def finite(v: float | None) -> float | None:
+    """The number, or None where there is none: one Visit alone has an interval without an upper end."""
+    return v if v is not None and isfinite(v) else None
 
 
 def colour_of(kinds: Sequence[str]) -> dict[str, str]:
@@ -110,7 +116,7 @@ def op_cost_chart(ops: Sequence[OpCost]) -> Figure:
                 "symbol": ["circle" if o.level == "block" else "diamond" for o in mine],
             },
             "text": [f"{o.label} ({o.level})" for o in mine],
-            "customdata": [[o.latency.low, o.latency.high, o.visits] for o in mine],
+            "customdata": [[finite(o.latency.low), finite(o.latency.high), o.visits] for o in mine],
             "hovertemplate": "%{text}<br>%{x:.3f} M multiply-accumulates<br>%{y:.4f} ms (%{customdata[0]:.4f} – "
             "%{customdata[1]:.4f})<br>%{customdata[2]} Visits<extra></extra>",
         })  # fmt: skip
@@ -156,7 +162,7 @@ def error_chart(models: Sequence[ModelReport]) -> Figure:
             "type": "scatter", "mode": "markers", "name": model.name, "text": [p.name for p in model.points],
             # Models stand side by side: bars on top of each other cannot be told apart.
             "x": [v + step * (number - (len(models) - 1) / 2) for v in x], "customdata": x,
-            "y": [e.value for e in error], "error_y": _error_bars(error, colour),
+            "y": [finite(e.value) for e in error], "error_y": _error_bars(error, colour),
             "marker": {"color": colour, "size": 7, "line": {"width": 1, "color": "var(--surface)"}},
             "hovertemplate": "%{text}<br>measured %{customdata:.4f} ms<br>predicted %{y:+.2f} % off<extra>"
             + model.name + "</extra>",
@@ -190,7 +196,8 @@ def front_chart(search: SearchReport, x: str, y: str) -> Figure:
         values = [search.candidates[i].values for i in indices]
         others = sorted({k for v in values for k in v} - {x, y})
         return {
-            "type": "scatter", "name": name, "x": [v.get(x) for v in values], "y": [v.get(y) for v in values],
+            "type": "scatter", "name": name, "x": [finite(v.get(x)) for v in values],
+            "y": [finite(v.get(y)) for v in values],
             "text": [names[i] for i in indices], "customdata": [["<br>".join(_lines(v, others))] for v in values],
             "hovertemplate": f"<b>%{{text}}</b><br>{x} %{{x:.4f}}<br>{y} %{{y:.4f}}<br>%{{customdata[0]}}"
             "<extra></extra>",
@@ -228,7 +235,7 @@ def _measured_trace(measured: Sequence[tuple[Found, Interval]], y: str) -> dict[
     values = [m for _, m in measured]
     return {
         "type": "scatter", "mode": "markers", "name": "measured on the device", "x": [m.value for m in values],
-        "y": [f.values.get(y) for f, _ in measured], "text": [f.name for f, _ in measured],
+        "y": [finite(f.values.get(y)) for f, _ in measured], "text": [f.name for f, _ in measured],
         "error_x": _error_bars(values, SERIES[1]),
         "marker": {"symbol": "diamond-open", "size": 11, "color": SERIES[1], "line": {"width": 2}},
         "hovertemplate": "<b>%{text}</b><br>measured %{x:.4f} ms<extra></extra>",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import isfinite
 from typing import Any
 
 from latbench.visit import Interval
@@ -51,4 +52,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterab
 
 
 def span(i: Interval) -> str:
-    return f"{i.low:.4g} – {i.high:.4g}"
+    """An interval; that of a single Visit has no upper end, and says so."""
+    return f"{i.low:.4g} – {i.high:.4g}" if isfinite(i.high) else "unknown: one Visit"

@@ -93,6 +93,8 @@ def _best(report: Report) -> list[str]:
     worst = max(abs(p / m.value - 1) for p, m in checked)
     unsure = max((m.high - m.low) / 2 / m.value for _, m in checked)
     told = f"{len(checked)} of them were measured for real: the prediction was off by {percent(worst)} at most"
+    if not isfinite(unsure):
+        return [text, f"{told}; but some of them were measured by one Visit only, so how sure that is is unknown."]
     if unsure > UNSURE:
         told += f"; but those measurements are uncertain by up to ± {percent(unsure)}, since the machine was not quiet"
     return [text, told + "."]
