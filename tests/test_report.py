@@ -266,7 +266,7 @@ def test_a_prediction_as_good_as_the_noise_is_said_to_be_so() -> None:
     v = r.models[0].validation
     assert v is not None
     noisy = replace(r.models[0], validation=replace(v, noise_floor=0.02))
-    assert "no prediction can do better" in words.headline(replace(r, models=[noisy]))[1]
+    assert "as close as one measurement is to another" in words.headline(replace(r, models=[noisy]))[1]
     unknown = replace(r.models[0], validation=replace(v, noise_floor=nan))
     assert "measured once only" in words.headline(replace(r, models=[unknown]))[1]
 

@@ -69,7 +69,7 @@ def _trust(model: ModelReport) -> str:
         return said + "; they were measured once only, so how much of that is noise is unknown."
     floor = f"measuring the same networks twice differs by {percent(v.noise_floor)}"
     if v.score.rmspe <= 1.2 * v.noise_floor:
-        return f"{said}; {floor}, so no prediction can do better here."
+        return f"{said}; {floor}, so it is as close as one measurement is to another."
     return f"{said}; {floor}, so the rest is the model's own error."
 
 
