@@ -33,8 +33,8 @@ __all__ = ["MAX_LOSSES", "Campaign", "CampaignResult", "OnProgress", "Progress"]
 class CampaignResult:
     """What a campaign did. ``slots`` counts its slots by state over all its runs; the other figures are of this run.
 
-    ``wide`` are labels of subjects whose interval is still wider than the target, ``failed`` and ``unsupported`` map
-    labels to the reason.
+    ``wide`` are keys of subjects whose interval is still wider than the target, ``failed`` and ``unsupported`` map keys
+    to the reason. ``labels`` has a label for people for each of these keys; different subjects may share one.
     """
 
     id: str
@@ -50,6 +50,7 @@ class CampaignResult:
     wide: tuple[str, ...] = ()
     failed: Mapping[str, Failure] = field(default_factory=dict)
     unsupported: Mapping[str, Failure] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Campaign:
@@ -149,14 +150,15 @@ class Campaign:
     def _result(
         self, store: Store, record: CampaignRecord, ledger: Ledger, run: Run, setting: Setting, resumed: bool
     ) -> CampaignResult:
-        labels = [label(i.subject) for i in self.plan.items]
         bad = [v for v in store.visits(setting, campaign=record.id, failed=True) if v.role != "control"]
-        names = {i.subject.key: label(i.subject) for i in self.plan.items}
+        failed = {v.subject: v.failure for v in bad if v.failure}
+        unsupported = {v.subject: v.unsupported for v in bad if v.unsupported}
+        wide = tuple(dict.fromkeys(self.plan.items[i].subject.key for i in ledger.wide()))
+        named = {*failed, *unsupported, *wide}
+        labels = {s.key: label(s) for s in self.plan.subjects if s.key in named}
         return CampaignResult(
             record.id, record.name, record.plan, setting, ledger.counts(), run.visits, run.rounds, run.device_s,
-            run.wall_s, resumed, tuple(dict.fromkeys(labels[i] for i in ledger.wide())),
-            {names[v.subject]: v.failure for v in bad if v.failure},
-            {names[v.subject]: v.unsupported for v in bad if v.unsupported},
+            run.wall_s, resumed, wide, failed, unsupported, labels,
         )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from latbench.errors import (
 )
 from latbench.evidence import Evidence
 from latbench.network import NetworkBuilder
+from latbench.op import Op, TensorSpec
 from latbench.plan import Plan, PlanItem
 from latbench.store import Store
 
@@ -129,7 +130,8 @@ def test_rounds_are_added_for_subjects_that_are_too_wide_and_for_no_others(store
         result = Campaign(device, OPS, store=store, protocol=QUICK.model_copy(update={"target_ci": 0.01})).run()
         counts = Counter(v.subject for v in store.visits(device.setting, roles=["op"]))
     assert counts == {o.key: 4 if o == wild else 2 for o in OPS}  # at most max_visits
-    assert result.wide == (wild.label,)
+    assert result.wide == (wild.key,)
+    assert result.labels == {wild.key: wild.label}
     assert [len(s) for s in device.streams] == [8, 8, 1, 1]
 
 
@@ -175,9 +177,20 @@ def test_a_failed_subject_is_tried_once_more_and_then_given_up(store, device):
     device.script = {OPS[0].key: [failing("ModelError", "no kernel")] * 9}
     result = Campaign(device, OPS, store=store).run()
     assert result.slots == {"done": 14, "failed": 1, "skipped": 1}
-    assert result.failed[OPS[0].label].message == "no kernel"
+    assert result.failed[OPS[0].key].message == "no kernel"
     assert taken(store, device, OPS[0]) == ["", "0.0"]
     assert [v.failure.kind for v in store.visits(device.setting, subjects=[OPS[0].key])] == ["ModelError"]
+
+
+def test_all_failed_subjects_are_reported_even_if_their_labels_are_equal(store, device):
+    relus = [Op.make("relu", [TensorSpec((1, 2, 2, c))]) for c in range(1, 25)]
+    device.script = {o.key: [failing("ModelError", f"no kernel for {o.key}")] * 2 for o in relus[:16]}
+    device.script |= {o.key: [unsupported()] for o in relus[16:]}
+    result = Campaign(device, relus, store=store).run()
+    assert set(result.failed) == {o.key for o in relus[:16]}
+    assert set(result.unsupported) == {o.key for o in relus[16:]}
+    assert all(f.message == f"no kernel for {key}" for key, f in result.failed.items())
+    assert result.labels == {o.key: o.label for o in relus}
 
 
 def test_a_failure_that_does_not_return_is_forgiven(store, device):
@@ -191,7 +204,7 @@ def test_an_unsupported_subject_is_noted_at_once_and_not_tried_again(store, devi
     device.script = {OPS[0].key: [unsupported()] * 9}
     result = Campaign(device, OPS, store=store).run()
     assert result.slots == {"done": 14, "unsupported": 1, "skipped": 1}
-    assert result.unsupported[OPS[0].label].kind == "UnsupportedOpError"
+    assert result.unsupported[OPS[0].key].kind == "UnsupportedOpError"
     assert taken(store, device, OPS[0]) == ["0.0"]
 
 
@@ -212,7 +225,7 @@ def test_a_subject_that_kills_the_device_is_found_and_given_up_and_the_rest_goes
     device.script = {OPS[3].key: [raising(error("signal 11"))] * 9}
     result = Campaign(device, OPS, store=store).run()
     assert result.slots == {"done": 14, "failed": 1, "skipped": 1}
-    assert (result.failed[OPS[3].label].kind, result.failed[OPS[3].label].message) == (error.__name__, "signal 11")
+    assert (result.failed[OPS[3].key].kind, result.failed[OPS[3].key].message) == (error.__name__, "signal 11")
     assert len(device.script[OPS[3].key]) == 7
     assert len(device.streams) == device.closed_streams == 4
     assert device.opened == (3 if error is TransportError else 1)  # a broken connection is made anew
@@ -230,7 +243,7 @@ def test_several_poison_subjects_are_all_found(store, device):
     bad = OPS[2:5]
     device.script = {o.key: [raising(DeviceDiedError("signal 11"))] * 9 for o in bad}
     result = Campaign(device, OPS, store=store).run()
-    assert set(result.failed) == {o.label for o in bad}
+    assert set(result.failed) == {o.key for o in bad}
     assert result.slots == {"done": 10, "failed": 3, "skipped": 3}
 
 
@@ -303,15 +316,15 @@ def test_samples_that_are_no_times_become_failures(store, device):
 
     device.script = {OPS[0].key: [zero, nothing]}
     result = Campaign(device, OPS, store=store).run()
-    assert result.failed[OPS[0].label].kind == "ProtocolError"
+    assert result.failed[OPS[0].key].kind == "ProtocolError"
     assert result.slots["done"] == 14
 
 
 def test_a_visit_that_was_not_asked_for_is_not_stored(store, device):
     device.script = {OPS[0].key: [lambda v: replace(v, slot="elsewhere")] * 2}
     result = Campaign(device, OPS, store=store).run()
-    assert result.failed[OPS[0].label].kind == "ProtocolError"
-    assert "not asked for" in result.failed[OPS[0].label].message
+    assert result.failed[OPS[0].key].kind == "ProtocolError"
+    assert "not asked for" in result.failed[OPS[0].key].message
 
 
 def test_ctrl_c_leaves_a_state_from_which_the_campaign_goes_on(store, device):

@@ -124,7 +124,7 @@ def print_result(result: CampaignResult) -> None:
     if result.wide:
         warn(f"{len(result.wide)} intervals are still wider than the target; --new adds evidence")
     for what, failed in (("failed", result.failed), ("unsupported", result.unsupported)):
-        for label, failure in list(failed.items())[:10]:
-            warn(f"{what}: {label}: {failure.kind}: {failure.message}")
+        for key, failure in list(failed.items())[:10]:
+            warn(f"{what}: {result.labels[key]}: {failure.kind}: {failure.message}")
         if len(failed) > 10:
             warn(f"… and {len(failed) - 10} more {what}")
