@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
@@ -98,14 +98,20 @@ class Plan:
         All block Ops (``ops``), all units where ``units`` says how to find them (e.g. an open device's
         ``device.units``), ``calibration`` networks, and ``validation`` networks twice: two disjoint replicas, each
         with the full protocol, give the noise floor. Networks are drawn from ``seed``, all different; none of
-        ``exclude`` and none whose graph equals one of theirs. Raises :class:`ConfigError` if the space has too few.
+        ``exclude`` and none whose graph equals one of theirs. Each purpose has a random stream of its own and the
+        validation networks are drawn first, so that a plan with more or fewer calibration networks holds out the same
+        ones. Raises :class:`ConfigError` if the space has too few.
         """
         items = [PlanItem(op, "op") for op in space.ops()] if ops else []
         if units is not None:
             items += [PlanItem(op, "op") for op in space.ops("unit", units)]
-        nets = _distinct_networks(space, calibration + validation, seed, exclude)
-        items += [PlanItem(n, "calibration") for n in nets[:calibration]]
-        items += [PlanItem(n, "validation", r) for n in nets[calibration:] for r in (0, 1)]
+        if seed < 0:
+            raise ConfigError(f"a seed is a number from 0 up, not {seed}")
+        out = {space.network(a).key for a in exclude}
+        held_out = _distinct_networks(space, validation, [seed, 1], out)
+        nets = _distinct_networks(space, calibration, [seed, 0], out, taken={n.key for n in held_out})
+        items += [PlanItem(n, "calibration") for n in nets]
+        items += [PlanItem(n, "validation", r) for n in held_out for r in (0, 1)]
         return cls(tuple(items), seed, space.spec)
 
     @classmethod
@@ -171,10 +177,12 @@ class Plan:
         return [d for d in dealt if d]
 
 
-def _distinct_networks(space: SearchSpace, n: int, seed: int, exclude: Iterable[Arch]) -> list[Network]:
-    """``n`` networks of different graphs, none of them one of ``exclude``."""
+def _distinct_networks(
+    space: SearchSpace, n: int, seed: Sequence[int], exclude: Set[str], taken: Set[str] = frozenset()
+) -> list[Network]:
+    """``n`` networks of different graphs, none with a key of ``exclude`` or of ``taken``, those drawn before."""
     rng = np.random.default_rng(seed)
-    seen = {space.network(a).key for a in exclude}
+    seen = {*exclude, *taken}
     tried: set[Arch] = set()
     found: list[Network] = []
     misses = 0
@@ -191,5 +199,8 @@ def _distinct_networks(space: SearchSpace, n: int, seed: int, exclude: Iterable[
         misses += 1
         # Uniform draws that find nothing new this often: at most a few per cent of the space can be left.
         if len(tried) == space.size or misses > 1000 + 50 * n:
-            raise ConfigError(f"{space.name} has only about {len(found)} distinct networks to draw; {n} were asked for")
+            raise ConfigError(
+                f"{space.name} has only about {len(taken) + len(found)} distinct networks to draw; "
+                f"{len(taken) + n} were asked for"
+            )
     return found

@@ -59,6 +59,24 @@ def test_the_same_seed_gives_the_same_plan_and_another_one_another():
     assert {i.subject.key for i in made(3).items} != {i.subject.key for i in made(4).items}
 
 
+def keys(plan: Plan, purpose: str) -> set[str]:
+    return {i.subject.key for i in plan.items if i.purpose == purpose}
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3", "nasbench201"])
+def test_more_calibration_networks_hold_out_the_same_ones(name):
+    s = load_space(name, resolution=32)
+    few, more = (Plan.for_space(s, ops=False, calibration=n, validation=8, seed=7) for n in (12, 20))
+    assert keys(few, "validation") == keys(more, "validation")
+    assert keys(few, "calibration") < keys(more, "calibration")
+    assert not keys(more, "calibration") & keys(few, "validation")
+
+
+def test_a_negative_seed_is_refused_before_anything_is_drawn():
+    with pytest.raises(ConfigError, match="seed"):
+        Plan.for_space(space(), seed=-1)
+
+
 def test_excluded_architectures_are_not_drawn():
     s = space()
     first = Plan.for_space(s, ops=False, calibration=6, validation=0, seed=0)
