@@ -1,8 +1,8 @@
 """From Visits in a store to a latency model: ``lb.fit("table", store=…, device=…)``.
 
-:func:`fit` takes the newest Setting of a device, sums up its Visits, lets cross-validation on the calibration networks
-choose the statistic unless the caller names one, fits the predictor, and checks it on held-out measured networks. What
-it chose and how right it was is in the predictor's card.
+:func:`fit` takes the newest Setting of a device, sums up its Visits by the protocol's statistic unless the caller names
+another one, fits the predictor, and checks it on held-out measured networks. What it took and how right it was is in
+the predictor's card. A network that was ever measured for validation is never part of a fit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def fit(
 
     ``device`` is a profile's name, an identity or a Device; without it the store must hold one device. ``space`` keeps
     only networks of that space (a name keeps those of that name). ``statistic`` is one of
-    :data:`latbench.protocol.Statistic`; None or "auto" lets cross-validation choose among :data:`STATISTICS`.
+    :data:`latbench.protocol.Statistic`, None for the one of the newest campaign's protocol (p50 unless set otherwise).
+    "auto" lets cross-validation on the calibration networks choose among :data:`STATISTICS`: each is then compared with
+    its own target (the fit by ``min`` predicts the networks' ``min``), so that the choice says which statistic adds up
+    best, not which latency a user will see; :attr:`Estimate.statistic` names it.
     ``campaigns`` (ids) limits the evidence. ``options`` go to the predictor. Raises :class:`NotEnoughDataError` naming
     the command that measures what is missing, and :class:`ConfigError`.
     """
@@ -82,13 +85,13 @@ def _fit(
 ) -> Predictor:
     gathered = Gathered(store, _setting(store, device), _profile(store, device), space, campaigns)
     scores: dict[Statistic, float] = {}
-    if statistic is None or statistic == "auto":
-        chosen = gathered.protocol_statistic
+    chosen = gathered.protocol_statistic
+    if statistic == "auto":
         scores = _statistic_scores({s: gathered.data(cls.name, s) for s in dict.fromkeys((chosen, *STATISTICS))})
         best = min(scores, key=lambda s: scores[s], default=chosen)
         if best != chosen and (chosen not in scores or scores[best] < (1 - MIN_GAIN) * scores[chosen]):
             chosen = best
-    else:
+    elif statistic is not None:
         chosen = statistic
     predictor = cls.fit(gathered.data(cls.name, chosen), level=level, seed=seed, **options)
     card = predictor.card
@@ -142,6 +145,9 @@ class Gathered:
         if campaigns is not None and (unknown := set(campaigns) - {r.id for r in self._records}):
             raise ConfigError(f"campaigns: no campaign {', '.join(sorted(unknown))} of this Setting in {store.address}")
         visits = store.visits(setting)
+        # A network may calibrate in one campaign and validate in another. What was ever held out stays held out, also
+        # where only some of the campaigns are asked for.
+        self._held_out = {v.subject for v in visits if v.purpose == "validation"}
         if campaigns is not None:
             visits = [v for c in campaigns for v in store.visits(setting, campaign=c)]
         self._evidence = Evidence(visits, setting)
@@ -172,10 +178,16 @@ class Gathered:
 
     def data(self, predictor: str, statistic: Statistic) -> FitData:
         """What a fit may learn from, by one statistic."""
+        measured = self._measured("calibration", statistic)
+        calibration = tuple(n for k, n in measured.items() if k not in self._held_out)
+        notes = self._card.notes
+        if kept_out := len(measured) - len(calibration):
+            text = "measured for calibration and for validation: held out, kept out of the fit"
+            notes = (*notes, f"{kept_out} network{'s' * (kept_out > 1)} {text}")
         return FitData(
-            self._card.replace(predictor=predictor, statistic=statistic),
+            self._card.replace(predictor=predictor, statistic=statistic, notes=notes),
             self._evidence.measurements(statistic=statistic, purpose="op"),
-            tuple(self.networks("calibration", statistic).values()),
+            calibration,
             self.unsupported,
         )
 
@@ -214,7 +226,11 @@ class Gathered:
         )
 
     def networks(self, purpose: str, statistic: Statistic, replica: int | None = None) -> dict[str, MeasuredNetwork]:
-        """Measured networks of the space by key, for one purpose."""
+        """Measured networks of the space by key, for one purpose: "calibration" without any that was ever held out."""
+        found = self._measured(purpose, statistic, replica)
+        return {k: n for k, n in found.items() if purpose != "calibration" or k not in self._held_out}
+
+    def _measured(self, purpose: str, statistic: Statistic, replica: int | None = None) -> dict[str, MeasuredNetwork]:
         found = self._evidence.measurements(statistic=statistic, purpose=purpose, replica=replica)
         nets = {k: self._nets.get(k) for k in found}
         return {

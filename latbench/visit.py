@@ -137,6 +137,8 @@ class Estimate:
     breakdown: tuple[Part, ...] = field(default=(), repr=False)
     level: float = 0.9
     warnings: tuple[str, ...] = ()
+    #: The statistic whose value it estimates: p50 of a Visit's runs, min, ….
+    statistic: str = "p50"
 
     @property
     def latency_ms(self) -> float:

@@ -95,6 +95,28 @@ def test_held_out_networks_are_never_used(tmp_path):
     assert validation_of(poisoned).score.rmspe == pytest.approx(1 - 1 / 1.5, rel=0.01)
 
 
+def test_a_network_held_out_in_another_campaign_is_kept_out_of_the_fit(lab):
+    again = [
+        lab.visit(n.key, "network", lab.world.network_ms(n), "validation", r) for n in lab.nets[:3] for r in (0, 1)
+    ]
+    lab.store.add_visits(lab.world.setting, again, subjects=lab.subjects, profile="lab")
+    for name in ("table", "kernels"):
+        model = fit(name, store=lab.store, device="lab")
+        assert model.card.model["block"]["networks"] == 9
+        assert validation_of(model).score.n == 11
+        assert any(n.startswith("3 networks measured for calibration and for validation") for n in model.card.notes)
+
+
+def test_networks_that_a_search_found_neither_calibrate_nor_validate(lab):
+    before = fit("table", store=lab.store, device="lab")
+    new = lab.world.space.network(lab.world.space.sample(seed=99))
+    found = [lab.visit(new.key, "network", 3 * lab.world.network_ms(new), "found") for _ in range(2)]
+    lab.store.add_visits(lab.world.setting, found, subjects=[new], profile="lab")
+    after = fit("table", store=lab.store, device="lab")
+    assert after.card.model["block"]["networks"] == before.card.model["block"]["networks"] == 12
+    assert validation_of(after).score.n == 8
+
+
 def test_the_noise_floor_is_the_rmspe_between_the_replicas(tmp_path):
     store = Lab(tmp_path / "s.db", replica_factor=1.02).store
     v = validation_of(fit("table", store=store, device="lab", statistic="p50"))
@@ -102,12 +124,20 @@ def test_the_noise_floor_is_the_rmspe_between_the_replicas(tmp_path):
     assert 0.005 < v.noise_floor < 0.0205
 
 
-def test_cross_validation_chooses_the_statistic_unless_the_user_does(tmp_path):
+def test_cross_validation_chooses_the_statistic_on_request_only(tmp_path):
     lab = Lab(tmp_path / "s.db", spread=0.2)
-    model = fit("table", store=lab.store, device="lab")
+    model = fit("table", store=lab.store, device="lab", statistic="auto")
     tried = model.card.model["statistics_tried"]
     assert model.card.statistic == "min" == min(tried, key=tried.get)
-    assert fit("table", store=lab.store, device="lab", statistic="p50").card.statistic == "p50"
+    plain = fit("table", store=lab.store, device="lab")
+    assert plain.card.statistic == "p50"
+    assert "statistics_tried" not in plain.card.model
+
+
+@pytest.mark.parametrize("name", ["table", "kernels"])
+def test_an_estimate_names_its_statistic(lab, name):
+    model = fit(name, store=lab.store, device="lab", statistic="p25")
+    assert model.predict(lab.nets[0]).statistic == "p25"
 
 
 def test_the_newest_setting_of_the_device_is_taken(lab):

@@ -186,8 +186,9 @@ class Kernels(Predictor):
         strange = [op.key for op, cost, _ in merged.values() if cost.origin == "unknown"]
         warnings = tuple(f"unknown kind, estimated from its work alone: {k}" for k in strange)
         return Estimate(
-            self.setting, {"latency_ms": Interval(value, value * low, value * high)}, tuple(parts), level, warnings
-        )
+            self.setting, {"latency_ms": Interval(value, value * low, value * high)}, tuple(parts), level, warnings,
+            self.card.statistic,
+        )  # fmt: skip
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of an (n, positions) integer array, from the costs of the space's blocks (see :meth:`op_costs`)."""

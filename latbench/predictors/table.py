@@ -173,7 +173,9 @@ class Table(Predictor):
         value = float(sum(p.latency_ms for p in parts))
         low, high = self.factors(level, op_level)
         metrics = {"latency_ms": Interval(value, value * low, value * high), **self._other_metrics(uses)}
-        return Estimate(self.setting, metrics, tuple(parts), level, self._warnings(op_level))
+        return Estimate(
+            self.setting, metrics, tuple(parts), level, self._warnings(op_level), self.card.statistic
+        )  # fmt: skip
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of an (n, positions) integer array of architectures: a gather where the space is additive.
