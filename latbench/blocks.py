@@ -35,8 +35,10 @@ def block_kind(name: str) -> Callable[[Recipe], Recipe]:
     return register
 
 
-def block_op(kind: str, inputs: Iterable[TensorSpec], **attrs: Any) -> Op:
+def block_op(kind: str, inputs: Iterable[TensorSpec], quant: str = "", density: float = 1.0, **attrs: Any) -> Op:
     """A block's Op in canonical form: attributes equal to the recipe's defaults are left out.
+
+    ``quant`` and ``density`` are those of all its primitives with weights (see :class:`~latbench.op.Op`).
 
     Raises :class:`ModelError` for an unknown kind or attribute, a missing one, or one of a wrong type.
     """
@@ -53,7 +55,7 @@ def block_op(kind: str, inputs: Iterable[TensorSpec], **attrs: Any) -> Op:
         value = tuple(value) if isinstance(value, list) else value
         if value != keywords[name].default:
             given[name] = value
-    return Op.make(kind, inputs, level="block", **given)
+    return Op.make(kind, inputs, level="block", quant=quant, density=density, **given)
 
 
 def block_defaults(kind: str) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def build(b: NetworkBuilder, op: Op, inputs: Sequence[str]) -> tuple[str, ...]:
         _signature(recipe).bind(b, *inputs, **op.attributes)
     except TypeError as e:
         raise ModelError(f"block {op.key}: {e}") from e
-    return (recipe(b, *inputs, **op.attributes),)
+    with b.form(op.quant, op.density):
+        return (recipe(b, *inputs, **op.attributes),)
 
 
 def expand(op: Op) -> Network:

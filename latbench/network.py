@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -215,11 +216,14 @@ class Network:
 class NetworkBuilder:
     """Builds a :class:`Network` node by node, inferring shapes. Methods return the name of the output tensor.
 
-    Names are scoped: inside ``with b.scope("stem"):`` node ``conv`` is ``stem.conv``.
+    The nodes of a block are named under its scope: node ``conv`` of block ``stem`` is ``stem.conv``. ``quant`` and
+    ``density`` are given to every primitive and block that it adds (see :class:`~latbench.op.Op`); density only to
+    those with weights.
     """
 
-    def __init__(self, name: str, dtype: str = "f32") -> None:
+    def __init__(self, name: str, dtype: str = "f32", *, quant: str = "", density: float = 1.0) -> None:
         self.name, self.dtype = name, dtype
+        self._form = quant, density
         self.tensors: dict[str, TensorSpec] = {}
         self._nodes: list[Node] = []
         self._blocks: list[Block] = []
@@ -237,7 +241,20 @@ class NetworkBuilder:
 
     def op(self, kind: str, *inputs: str, name: str | None = None, **attrs: Any) -> str:
         """Add a primitive by kind; ``name`` defaults to the kind."""
-        return self.node(Op.make(kind, self._specs(inputs), **attrs), inputs, name or kind)[0]
+        quant, density = self._form
+        op = Op.make(kind, self._specs(inputs), quant=quant, **attrs)
+        if density < 1 and op.param_shapes.get("weight"):
+            op = Op.make(kind, self._specs(inputs), quant=quant, density=density, **attrs)
+        return self.node(op, inputs, name or kind)[0]
+
+    @contextmanager
+    def form(self, quant: str, density: float) -> Iterator[None]:
+        """Give what is added inside this quantisation form and density."""
+        before, self._form = self._form, (quant, density)
+        try:
+            yield
+        finally:
+            self._form = before
 
     def _specs(self, inputs: Iterable[str]) -> list[TensorSpec]:
         try:
@@ -301,7 +318,7 @@ class NetworkBuilder:
         """Add a block of :mod:`latbench.blocks` under ``scope`` and remember it."""
         from latbench.blocks import block_op
 
-        op = block_op(kind, self._specs(inputs), **attrs)
+        op = block_op(kind, self._specs(inputs), *self._form, **attrs)
         return self.add_block(op, inputs, scope, choice)[0]
 
     def add_block(self, op: Op, inputs: Sequence[str], scope: str, choice: int = -1) -> tuple[str, ...]:

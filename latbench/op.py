@@ -160,7 +160,14 @@ class Op:
         if level == "primitive":
             return _primitive(kind, inputs, quant, density, _Attrs(attrs))
         if level == "block":
-            return cls("block", kind, inputs, _frozen(attrs), quant, density)
+            from latbench.blocks import block_defaults
+
+            # As `block_op` writes it: one block has one key. Kinds of plugins that are not here keep what is given.
+            given, missing = _frozen(attrs), object()
+            defaults = block_defaults(kind)
+            return cls(
+                "block", kind, inputs, tuple(a for a in given if a[1] != defaults.get(a[0], missing)), quant, density
+            )
         raise ModelError(f"Op.make builds primitives and blocks, not {level!r}; units come from Op.unit")
 
     @classmethod

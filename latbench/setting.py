@@ -48,8 +48,15 @@ class Setting:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash, 16 hexadecimal digits."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        """Content hash, 16 hexadecimal digits.
+
+        Fields at their default do not count, so that a field that a later version adds leaves the hashes of stored
+        Settings as they are.
+        """
+        default = Setting(self.device, self.runtime, self.runtime_version).to_json()
+        named = ("device", "runtime", "runtime_version")
+        content = {k: v for k, v in self.to_json().items() if k in named or v != default[k]}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: Setting) -> list[str]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from latbench.blocks import block_op
 from latbench.errors import ModelError
 from latbench.network import Network, NetworkBuilder
 from latbench.op import Op, TensorSpec
@@ -98,3 +99,30 @@ def _broken(**changes: object) -> str:
 def test_json_that_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ModelError):
         Network.from_json(text)
+
+
+@pytest.mark.parametrize(("quant", "density"), [("w8a8", 1.0), ("", 0.25)])
+def test_quantised_and_sparse_blocks_are_made_of_such_primitives(quant, density):
+    op = block_op("mbconv", [TensorSpec((1, 16, 8, 8))], quant, density, out=16, kernel=3, mid=32, act="relu")
+    assert Op.parse(op.key) == op
+    weighted = [p for p in op.primitives if "weight" in p.param_shapes]
+    assert {(p.quant, p.density) for p in weighted} == {(quant, density)}
+    assert {p.density for p in op.primitives if "weight" not in p.param_shapes} == {1.0}
+    b = NetworkBuilder("net", quant=quant, density=density)
+    x = b.block("mbconv", b.input((1, 16, 8, 8)), scope="a", out=16, kernel=3, mid=32, act="relu")
+    net = b.build(x)
+    assert net.blocks[0].op == op
+    assert net.primitives == op.primitives
+
+
+def test_a_quantised_block_weighs_less_than_the_float_one():
+    spec = [TensorSpec((1, 16, 8, 8))]
+    plain, small = block_op("conv", spec, out=32, kernel=3), block_op("conv", spec, "w8a8", out=32, kernel=3)
+    assert small.weight_bytes < 0.3 * plain.weight_bytes
+
+
+def test_one_block_has_one_key_however_it_was_written():
+    spec = [TensorSpec((1, 16, 8, 8))]
+    written = Op.make("conv", spec, level="block", out=32, kernel=3, bn=True, stride=1)
+    assert written.key == block_op("conv", spec, out=32, kernel=3).key
+    assert Op.parse(written.key.replace('{"kernel"', '{"bn":true,"kernel"')) == written
