@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -86,8 +87,21 @@ def finish(args: argparse.Namespace, name: str, figures: Mapping[str, Any], **mo
     where = provenance(seed=args.seed, **more)
     print(f"{name}: " + " · ".join(f"{k} {v}" for k, v in where.items()))
     if args.json:
-        text = json.dumps({"benchmark": name, "figures": figures, "provenance": where}, indent=1, default=float)
+        content = _plain({"benchmark": name, "figures": figures, "provenance": where})
+        text = json.dumps(content, indent=1, allow_nan=False)
         args.json.write_text(text + "\n", "utf-8")
+
+
+def _plain(x: Any) -> Any:
+    # JSON knows neither numpy's numbers nor NaN and infinity: what is undefined becomes null.
+    if isinstance(x, Mapping):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    if x is None or isinstance(x, (str, bool, int)):
+        return x
+    number = float(x)
+    return number if math.isfinite(number) else None
 
 
 def _cpu() -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
+from pydantic import ValidationError
 
 import latbench as lb
 from latbench.campaign import CampaignResult
@@ -35,9 +39,10 @@ FIXED = Protocol(
 
 @dataclass(frozen=True)
 class OnePass:
-    """One pass over Ops in the order given: mean latency by key, and the device time that it took."""
+    """One pass over Ops in the order given: mean and median latency by key, and the device time that it took."""
 
     mean_ms: dict[str, float]
+    median_ms: dict[str, float]
     device_s: float
 
 
@@ -47,7 +52,28 @@ def one_pass(device: Device, ops: Sequence[Op]) -> OnePass:
     with locked(device):
         visits = list(device.visits([Job(f"one-pass/{i}", op) for i, op in enumerate(ops)], FIXED))
     own = [v for v in visits if v.role != "control" and v.ok]
-    return OnePass({v.subject: float(v.samples_ns.mean()) * 1e-6 for v in own}, sum(map(device_s, own)))
+    return OnePass(
+        {v.subject: float(v.samples_ns.mean()) * 1e-6 for v in own},
+        {v.subject: float(np.median(v.samples_ns)) * 1e-6 for v in own},
+        sum(map(device_s, own)),
+    )
+
+
+def protocol_option(p: argparse.ArgumentParser) -> None:
+    """Add ``--protocol KEY=VALUE …``."""
+    p.add_argument(
+        "--protocol", nargs="*", default=[], metavar="KEY=VALUE",
+        help="changes to the protocol of the device's profile, e.g. min_ms=5 max_visits=4",
+    )  # fmt: skip
+
+
+def changed(protocol: Protocol, changes: Sequence[str]) -> Protocol:
+    """``protocol`` with the changes of ``--protocol``; ends the program where one of them is none."""
+    more = dict(c.partition("=")[::2] for c in changes)
+    try:
+        return Protocol.model_validate({**protocol.model_dump(), **more})
+    except ValidationError as e:
+        raise SystemExit(f"--protocol: {e}") from None
 
 
 def device_s(v: Visit) -> float:
