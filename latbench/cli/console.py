@@ -5,9 +5,10 @@ The bar is drawn when a Visit ends and at no other time: a thread that redraws w
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import isfinite
@@ -81,7 +82,22 @@ def ms(value: float) -> str:
 
 def span(low: float, high: float) -> str:
     """An interval in milliseconds."""
-    return f"{ms(low)} – {ms(high)}"
+    return f"{ms(low)} – {ms(high)}" if isfinite(high) else "unknown"
+
+
+def print_json(value: Any) -> None:
+    """Print JSON as every reader takes it: numbers that are not finite are null, other objects text."""
+    print(json.dumps(_plain(value), indent=2, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latbench.cli.console import bar, count, ms, note, say, span, table, warn
+from latbench.cli.console import bar, count, ms, note, print_json, say, span, table, warn
 from latbench.cli.options import (
     DeviceName,
     Json,
@@ -38,25 +38,23 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure a network on a device: latency with its 95 % interval, as you would get it yourself."""
-    import json
-
     net, _, _ = read_model(model, settings, resolution, width_mult, shapes)
     dev, how = make_device(device, protocol)
     with dev:
         m = measure_now(dev, net, how)
         plan = dev.units(net) if units else []
     if as_json:
-        print(json.dumps(measurement_json(m), indent=2, default=str))
+        print_json({**measurement_json(m), "statistic": how.statistic})
         return
     say(
         f"{net.name} on {device}: {ms(m.latency_ms)} ms ({m.level:.0%} interval {span(m.low_ms, m.high_ms)} ms)", "bold"
     )
     say(f"{how.statistic} of {m.visits} Visits, {sum(map(len, m.samples_ns))} runs; {setting_words(m.setting)}")
     say(f"{count(net.params)} parameters, {count(net.macs)} multiply-accumulates")
-    table(("statistic", "ms"), [(k, ms(v)) for k, v in m.statistics.items()], numbers=("ms",))
-    if "span_percent" in m.drift:
-        how_removed = "nothing to remove" if m.drift["model"] == "none" else f"removed ({m.drift['model']})"
-        note(f"drift during the measurement: span {m.drift['span_percent']:.1f} %, {how_removed}")
+    wall = wall_ms(m)
+    rows = [(k, ms(v), ms(wall[k]) if k in wall else "") for k, v in m.statistics.items()]
+    table(("statistic", "ms", "wall ms"), rows, numbers=("ms", "wall ms"))
+    note(taken_off(m))
     for text in m.warnings:
         warn(text)
     if plan:
@@ -70,6 +68,26 @@ def measure_now(device: Device, net: Network, protocol: Protocol) -> Measurement
     visits = itertools.count(1)
     with bar("Visits", lines=False) as b:
         return measure_subject(device, net, protocol, progress=lambda v, m: b.update(next(visits), protocol.max_visits))
+
+
+def wall_ms(m: Measurement) -> dict[str, float]:
+    """p50 and p99 over all timed runs of a Measurement as the clock told them, nothing taken off; milliseconds."""
+    import numpy as np
+
+    ns = np.concatenate([np.asarray(s, float) for s in m.samples_ns]) if m.samples_ns else np.empty(0)
+    return {} if not ns.size else {f"p{q}": float(np.percentile(ns, q)) * 1e-6 for q in (50, 99)}
+
+
+def taken_off(m: Measurement) -> str:
+    """What lies between the wall times of a Measurement and its numbers, in one line."""
+    wait = "the time during which another program had the core (where the kernel tells it) is taken off"
+    if "span_percent" not in m.drift:
+        return f"wall ms: all runs as the clock told them; ms: {wait}"
+    if m.drift["model"] == "none":
+        drift = "no drift was divided out"
+    else:
+        drift = f"drift is divided out ({m.drift['model']}, span {m.drift['span_percent']:.1f} %)"
+    return f"wall ms: all runs as the clock told them; ms: {wait}, and {drift}"
 
 
 def print_units(units: Any) -> None:
@@ -94,6 +112,7 @@ def measurement_json(m: Any) -> dict[str, Any]:
         "level": m.level,
         "metrics": {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in m.metrics.items()},
         "statistics_ms": dict(m.statistics),
+        "wall_ms": wall_ms(m),
         "visits": m.visits,
         "samples_ns": [s.tolist() for s in m.samples_ns],
         "setting": {**m.setting.to_json(), "hash": m.setting.hash},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latbench.cli import lookup
-from latbench.cli.console import ms, note, percent, say, span, table, warn
+from latbench.cli.console import ms, note, percent, print_json, say, span, table, warn
 from latbench.cli.measure import measure_now, measurement_json, setting_words
 from latbench.cli.options import (
     DEFAULT_MODELS,
@@ -26,9 +25,11 @@ from latbench.cli.options import (
     Settings,
     StoreUrl,
     WidthMult,
+    existing_store,
     make_device,
     make_space,
     parse_pairs,
+    plugin_options,
 )
 from latbench.cli.subjects import Model, Shapes, read_model
 
@@ -52,7 +53,10 @@ class Unknown(StrEnum):
 
 AnySpace = Annotated[str | None, typer.Option("--space", "-s", help="Use networks of this space only.")]
 Statistic = Annotated[
-    str, typer.Option("--statistic", help="p50, p25, min, …; auto lets cross-validation choose among them.")
+    str | None,
+    typer.Option(
+        "--statistic", help="p50, p25, min, …; auto: cross-validation chooses among them. Default: the protocol's."
+    ),
 ]
 CampaignIds = Annotated[list[str] | None, typer.Option("--campaign", help="Use these campaigns only (id).")]
 
@@ -67,7 +71,7 @@ def fit(
     store: StoreUrl = DEFAULT_STORE,
     models: ModelsFolder = Path(DEFAULT_MODELS),
     out: Annotated[Path | None, typer.Option("--out", help="Save into this folder instead of the models' one.")] = None,
-    statistic: Statistic = "auto",
+    statistic: Statistic = None,
     level: Annotated[float, typer.Option("--level", help="Level of the estimates' intervals.")] = 0.9,
     campaign: CampaignIds = None,
     option: Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="The predictor's.")] = None,
@@ -77,10 +81,12 @@ def fit(
     import latbench as lb
 
     chosen = _space(space, settings, resolution, width_mult)
-    model = lb.fit(
-        predictor, store=store, device=device, space=chosen, statistic=_statistic(statistic), level=level, seed=seed,
-        campaigns=campaign, **parse_pairs(option, "--option"),
-    )  # fmt: skip
+    options = plugin_options(option, lb.fit, "data", "cls")
+    with existing_store(store) as opened:
+        model = lb.fit(
+            predictor, store=opened, device=device, space=chosen, statistic=_statistic(statistic), level=level,
+            seed=seed, campaigns=campaign, **options,
+        )  # fmt: skip
     path = model.save(out) if out else lookup.save(model, models, device)
     print_validation([(predictor, model)])
     for text in model.card.notes:
@@ -109,9 +115,10 @@ def predict(
     """Predict a network's latency, with the part of every Op; --measure puts the device's answer beside it."""
     net, space, _ = read_model(model, settings, resolution, width_mult, shapes)
     latency_model, estimate = _estimate(net, space, device, path, predictor, models, level, unknown)
-    measured, profiled = _measured(net, device, protocol) if measure else (None, {})
+    statistic = latency_model.card.statistic
+    measured, profiled = _measured(net, device, protocol, statistic) if measure else (None, {})
     if as_json:
-        print(json.dumps(_estimate_json(estimate, measured), indent=2, default=str))
+        print_json(_estimate_json(estimate, statistic, measured))
         return
     print_estimate(net.name, device, latency_model, estimate, measured, profiled)
 
@@ -126,7 +133,7 @@ def evaluate(
     resolution: Resolution = None,
     width_mult: WidthMult = None,
     store: StoreUrl = DEFAULT_STORE,
-    statistic: Statistic = "auto",
+    statistic: Statistic = None,
     campaign: CampaignIds = None,
     seed: Seed = 0,
 ) -> None:
@@ -137,16 +144,17 @@ def evaluate(
 
     chosen = _space(space, settings, resolution, width_mult)
     fitted: list[tuple[str, Predictor]] = []
-    for name in predictors or plugins.names("predictors"):
-        try:
-            fitted.append((name, lb.fit(
-                name, store=store, device=device, space=chosen, statistic=_statistic(statistic), seed=seed,
-                campaigns=campaign,
-            )))  # fmt: skip
-        except NotEnoughDataError as e:
-            if predictors:
-                raise
-            warn(f"{name} was left out: {e}")
+    with existing_store(store) as opened:
+        for name in predictors or plugins.names("predictors"):
+            try:
+                fitted.append((name, lb.fit(
+                    name, store=opened, device=device, space=chosen, statistic=_statistic(statistic), seed=seed,
+                    campaigns=campaign,
+                )))  # fmt: skip
+            except NotEnoughDataError as e:
+                if predictors:
+                    raise
+                warn(f"{name} was left out: {e}")
     print_validation(fitted)
 
 
@@ -197,7 +205,8 @@ def print_estimate(
         say(f"{'measured':>{len(name) + len(device) + 5}} {ms(measured.latency_ms)} ms "
             f"({measured.level:.0%} interval {span(measured.low_ms, measured.high_ms)} ms): "
             f"prediction off by {off:+.1%}, {inside} its interval")  # fmt: skip
-    say(f"by {model.name}, made {model.card.created}; {setting_words(model.setting)}")
+    say(f"{model.card.statistic}{' of both' if measured is not None else ''}; by {model.name}, "
+        f"made {model.card.created}; {setting_words(model.setting)}")  # fmt: skip
     parts = sorted(estimate.breakdown, key=lambda p: -p.latency_ms)
     total = estimate.latency_ms or 1.0
     beside = profiled or {}
@@ -233,7 +242,8 @@ def _space(
     return None
 
 
-def _statistic(text: str) -> Any:
+def _statistic(text: str | None) -> Any:
+    """None stands for the statistic of the campaign's protocol; :func:`latbench.fit` refuses names that are none."""
     return text
 
 
@@ -272,9 +282,20 @@ def _ask(model: Predictor, net: Network, level: float, unknown: Unknown) -> Esti
     return model.predict(net, level=level)
 
 
-def _measured(net: Network, device: str, protocol: list[str] | None) -> tuple[Measurement, dict[str, float]]:
-    """The measurement, and nanoseconds by unit key from the runtime's own profiler where it has one."""
+def _measured(
+    net: Network, device: str, protocol: list[str] | None, statistic: str
+) -> tuple[Measurement, dict[str, float]]:
+    """The measurement by the model's own statistic, and nanoseconds by unit key from the runtime's own profiler where
+    it has one. Raises :class:`ConfigError` for a protocol that asks for another statistic."""
+    from latbench.errors import ConfigError
+
+    asked = parse_pairs(protocol, "--protocol").get("statistic", statistic)
+    if asked != statistic:
+        raise ConfigError(
+            f"--protocol statistic={asked}: the model predicts {statistic}, and only the same statistic can be compared"
+        )
     dev, how = make_device(device, protocol)
+    how = how.model_copy(update={"statistic": statistic})
     with dev:
         measured = measure_now(dev, net, how)
         profiler = getattr(dev, "profile_units", None)
@@ -288,14 +309,15 @@ def _measured(net: Network, device: str, protocol: list[str] | None) -> tuple[Me
     return measured, by_key
 
 
-def _estimate_json(e: Estimate, measured: Measurement | None) -> dict[str, Any]:
+def _estimate_json(e: Estimate, statistic: str, measured: Measurement | None) -> dict[str, Any]:
     parts = [
         {"key": p.key, "label": p.label, "count": p.count, "latency_ms": p.latency_ms, "origin": p.origin}
         for p in e.breakdown
     ]
     metrics = {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in e.metrics.items()}
     out: dict[str, Any] = {"metrics": metrics, "level": e.level, "breakdown": parts, "warnings": list(e.warnings)}
+    out["statistic"] = statistic
     out["setting"] = {**e.setting.to_json(), "hash": e.setting.hash}
     if measured is not None:
-        out["measured"] = measurement_json(measured)
+        out["measured"] = {**measurement_json(measured), "statistic": statistic}
     return out

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latbench.errors import ConfigError
+from latbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from latbench.device import Device
     from latbench.protocol import Protocol
     from latbench.space import SearchSpace
+    from latbench.store import Store
 
 DEFAULT_STORE = "latbench.db"
 DEFAULT_MODELS = "latbench-models"
@@ -99,6 +101,30 @@ def make_device(name: str, protocol: Sequence[str] | None = None) -> tuple[Devic
     overrides = parse_pairs(protocol, "--protocol")
     changed = {**device.profile.protocol.model_dump(), **overrides}
     return device, parse_section(Protocol, changed, "--protocol", "")
+
+
+def plugin_options(pairs: Sequence[str] | None, call: Callable[..., Any], *kept: str) -> dict[str, Any]:
+    """``--option KEY=VALUE`` for a plugin. Raises :class:`ConfigError` for a name that is an argument of ``call``, or
+    one of ``kept``."""
+    options = parse_pairs(pairs, "--option")
+    own = [*kept] + [n for n, p in inspect.signature(call).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    if clash := sorted(set(options) & set(own)):
+        raise ConfigError(
+            f"--option {clash[0]}=…: {clash[0]} is not the plugin's: it has an option of its own on the command line, "
+            "or none (see --help)"
+        )
+    return options
+
+
+def existing_store(address: str) -> Store:
+    """Open a store in order to read it. Raises :class:`StoreError` for a file that is not there: none is made."""
+    from latbench.store import Store
+    from latbench.store.engine import parse_address
+
+    url = parse_address(address)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise StoreError(f"{url.database}: there is no store; `latbench profile --store {address}` measures into one")
+    return Store.open(address)
 
 
 def quoted_space(space: SearchSpace) -> str:
