@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latbench.cli.console import note, warn
-from latbench.errors import FileFormatError, NotEnoughDataError, TransportError
+from latbench.errors import (
+    ArchitectureError,
+    FileFormatError,
+    NotAdditiveError,
+    NotEnoughDataError,
+    TransportError,
+    UnknownOpError,
+    UnsupportedOpError,
+)
 
 if TYPE_CHECKING:
     from latbench.card import Card
     from latbench.predictor import Predictor
     from latbench.setting import Setting
     from latbench.space import SearchSpace
+
+
+#: Random architectures that a predictor must know to be taken for a space.
+PROBES = 64
 
 
 @dataclass(frozen=True)
@@ -85,14 +97,24 @@ def candidates(
 
 
 def find(root: Path, device: str, space: SearchSpace | None, predictor: str | None = None) -> Predictor:
-    """The newest valid predictor of the device's Setting and the space.
+    """The newest valid predictor of the device's Setting that knows every Op of the space.
 
-    Raises :class:`NotEnoughDataError` that prints the command which makes one.
+    One made for any network (fitted to files, say) need not know them: then the next one is asked. Raises
+    :class:`NotEnoughDataError` that prints the command which makes one, or what the newest one did not know.
     """
     setting = setting_of(device)
+    first: Exception | None = None
     for model in candidates(root, device, setting, space, predictor):
+        if space is None:
+            return model
+        try:
+            model.predict_archs(space, space.sample_archs(PROBES, seed=0))
+        except (UnknownOpError, UnsupportedOpError, NotAdditiveError, ArchitectureError) as e:
+            note(f"passed over a {model.name} of {model.card.created}: {e}".splitlines()[0])
+            first = first or e
+            continue
         return model
-    raise none_found(root, device, setting, space, predictor)
+    raise first or none_found(root, device, setting, space, predictor)
 
 
 def none_found(

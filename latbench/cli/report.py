@@ -18,6 +18,7 @@ from latbench.cli.options import (
     Settings,
     StoreUrl,
     WidthMult,
+    existing_store,
     make_space,
 )
 
@@ -49,7 +50,6 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="The page. Default: report.html beside the run.")] = None,
 ) -> None:
     """Write one self-contained HTML page: how fast, how far to trust it, which networks are best."""
-    from latbench import Store
     from latbench.errors import ConfigError
     from latbench.result import SearchResult
 
@@ -64,7 +64,7 @@ def report(
     page = out or (
         Path("latbench-report.html") if run is None else (run if run.is_dir() else run.parent) / "report.html"
     )
-    with Store.open(store) as opened:
+    with existing_store(store) as opened:
         write(page, name, opened, models, s, result, checks_of(name) if check else ())
 
 
@@ -118,8 +118,8 @@ def _rmspe(s: lookup.Saved) -> float:
 
 def device_of(result: SearchResult | None) -> str | None:
     """The profile that a search's first latency model was made for."""
-    models = {} if result is None else result.provenance.get("latency", {})
-    return next((m["profile"] for m in models.values() if m.get("profile")), None)
+    profiles = {} if result is None else result.provenance.get("profiles", {})
+    return next((str(p) for p in profiles.values() if p), None)
 
 
 def checks_of(device: str) -> Sequence[Check]:

@@ -24,6 +24,7 @@ from latbench.cli.options import (
     make_device,
     make_space,
     parse_pairs,
+    plugin_options,
 )
 from latbench.cli.subjects import arch_text, parse_arch
 
@@ -79,6 +80,7 @@ def search(
 
     s = make_space(space, settings, resolution, width_mult)
     latency = _latency(device, path, models, s, predictor)
+    options = plugin_options(option, lb.search, "problem")
     folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
     with bar(searcher) as b:
 
@@ -90,7 +92,7 @@ def search(
                 searcher, space=s, latency=latency, accuracy=evaluator(accuracy, s, accuracy_set),
                 objectives=objective or ["error", "latency_ms"], limits=_numbers(limit, "--limit"),
                 soft_limits=_numbers(soft_limit, "--soft-limit"), budget=budget, seed=seed, run=folder,
-                resume=not new, workers=workers, progress=show, **parse_pairs(option, "--option"),
+                resume=not new, workers=workers, progress=show, **options,
             )  # fmt: skip
         except KeyboardInterrupt:
             note("stopped; every evaluation so far is kept: run the same command again to go on")
@@ -143,6 +145,11 @@ def evaluator(name: str, space: SearchSpace, settings: list[str] | None) -> Accu
             raise ConfigError(f"--accuracy-set: {e}".replace("DigitsEvaluator.__init__()", "digits")) from None
     path, _, column = name.rpartition(":")
     if path.endswith(".parquet"):
+        if unknown := sorted(set(options) - {"percent", "arch"}):
+            raise ConfigError(
+                f"--accuracy-set {unknown[0]}: a Parquet file of accuracies has the options percent (true or false) "
+                "and arch (the column of architectures)"
+            )
         return TabularEvaluator.from_parquet(path, space, column, **options)
     raise ConfigError(f"--accuracy {name}: expected digits, FILE.parquet:COLUMN, or none")
 

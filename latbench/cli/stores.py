@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from latbench.cli.console import say, table
-from latbench.cli.options import DEFAULT_STORE, StoreUrl
+from latbench.cli.options import DEFAULT_STORE, StoreUrl, existing_store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List campaigns; export and import measurements.")
 
@@ -19,9 +19,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="One Parquet file
 @app.command("campaigns")
 def campaigns(store: StoreUrl = DEFAULT_STORE) -> None:
     """List the campaigns of a store, newest first."""
-    from latbench import Store
-
-    with Store.open(store) as s:
+    with existing_store(store) as s:
         rows = []
         for r in s.campaigns():
             slots = ", ".join(f"{n} {state}" for state, n in r.slots.items())
@@ -33,9 +31,7 @@ def campaigns(store: StoreUrl = DEFAULT_STORE) -> None:
 @app.command("export")
 def export(folder: Folder, store: StoreUrl = DEFAULT_STORE) -> None:
     """Write everything in a store as Parquet."""
-    from latbench import Store
-
-    with Store.open(store) as s:
+    with existing_store(store) as s:
         _tell(s.export_parquet(folder), "wrote")
 
 
