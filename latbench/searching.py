@@ -106,6 +106,7 @@ def search(
         driver.run()
     provenance = {
         **plan,
+        "profiles": {suffix: m.card.device.get("profile") for suffix, m in models.items()},
         "id": identity,
         "budget": budget,
         "workers": workers,
