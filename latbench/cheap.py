@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from latbench.errors import ConfigError
+from latbench.errors import ConfigError, NotAdditiveError
 from latbench.op import Op
 from latbench.problem import Floats, Problem
 from latbench.space import Arch, SearchSpace
@@ -84,7 +84,10 @@ class SpaceValues:
         if name in self._matrices and self.counts:
             return self._matrices[name]
         model = self.models.get(name.removeprefix("latency_ms")) if name.startswith("latency_ms") else None
-        return None if model is None else self.space.cost_matrix(model)
+        try:
+            return None if model is None else self.space.cost_matrix(model)
+        except NotAdditiveError:
+            return None
 
     @cached_property
     def _per_op(self) -> dict[str, Floats]:

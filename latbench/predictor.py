@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from latbench.errors import NotAdditiveError
 from latbench.network import Network
 from latbench.setting import Setting
 from latbench.visit import ArchEstimates, Estimate, Measurement
@@ -105,17 +106,18 @@ class Predictor(ABC):
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of many architectures, ``archs`` an (n, positions) integer array; milliseconds."""
 
-    @abstractmethod
     def op_costs(self, keys: list[str]) -> npt.NDArray[np.float64]:
-        """Latency contribution of each Op key, milliseconds, overhead and calibration's scale included per Op.
+        """Latency contribution of each Op key, milliseconds, calibration included; NaN where it is unsupported.
 
-        NaN where the Op is unsupported on the device. Raises :class:`UnknownOpError`.
+        A model whose answer is no sum over Ops leaves this as it is. Raises :class:`UnknownOpError`,
+        :class:`NotAdditiveError`.
         """
+        raise NotAdditiveError(f"{self.name}: its estimates are no sums over Ops; use predict_archs instead")
 
     @property
-    @abstractmethod
     def overhead_ms(self) -> float:
         """Constant per network, milliseconds: what is added to the sum over Ops."""
+        return 0.0
 
     def expected_latency(self, space: SearchSpace, probs: Any, *, samples: int = 64, seed: int = 0) -> torch.Tensor:
         """Expected latency in milliseconds under independent choice probabilities, differentiable in torch.

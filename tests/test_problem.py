@@ -6,16 +6,21 @@ import json
 from math import inf, nan
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from search_support import SETTING, table, toy_evaluator
 
 from latbench.cheap import SpaceValues, check_feasible, latency_models
-from latbench.errors import ArchitectureError, ConfigError, InfeasibleError, UnknownOpError
+from latbench.errors import ArchitectureError, ConfigError, InfeasibleError, NotAdditiveError, UnknownOpError
 from latbench.load import load_space
+from latbench.network import Network
+from latbench.predictor import Predictor
+from latbench.predictors.table import Table
 from latbench.problem import Candidate, Objective, Problem
 from latbench.searching import pose
 from latbench.space import SearchSpace
 from latbench.testing.searchers import ToySpace
+from latbench.visit import ArchEstimates, Estimate
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +220,23 @@ def test_a_table_of_another_space_is_refused_before_anything_is_paid_for(space: 
         search("random", space=ToySpace(3, 3), latency=table(space), accuracy=evaluator, budget=3)
     assert not calls
     assert table(space).setting == SETTING
+
+
+def test_a_model_that_is_no_sum_over_ops_serves_a_search_and_proves_nothing(space: SearchSpace) -> None:
+    class Whole(Predictor):
+        """Answers for whole networks, as a regression on encodings does."""
+
+        name = "whole"
+        card, fit, load, save = table(space).card, Table.fit, Table.load, Table.save
+
+        def predict(self, net: Network, *, level: float = 0.9) -> Estimate:
+            return table(space).predict(net, level=level)
+
+        def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
+            return table(space).predict_archs(space, archs, level=level)
+
+    problem = pose(space, {"": Whole()}, toy_evaluator(), ["error"], {"latency_ms": 1e-9}, {})
+    check_feasible(problem)
+    assert problem.cheap([(0,) * 14])["latency_ms"][0] > 0
+    with pytest.raises(NotAdditiveError, match="no sums over Ops"):
+        space.cost_matrix(Whole())
