@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -76,58 +77,60 @@ class Driver:
         self._saved_at, self._save_cost = 0.0, 0.0
 
     def run(self) -> None:
-        """Search until the budget is spent or the searcher has nothing left to propose."""
+        """Search until the budget is spent or the searcher has nothing left to propose.
+
+        The searcher is asked for whole batches and told whole batches, in the order of asking, however many workers
+        evaluate them: which candidates there are does not depend on who is fast.
+        """
         if self.store is not None:
             self._restore(self.store)
-        if self.executor is None and self.workers == 1:
-            self._one_by_one()
-        else:
-            self._in_parallel()
+        with ExitStack() as stack:
+            pool = self.executor
+            if pool is None and self.workers > 1:
+                pool = stack.enter_context(ThreadPoolExecutor(self.workers))
+            while self._done < self.budget:
+                archs = self._pending or self._ask(min(max(self.searcher.batch, 1), self.budget - self._done))
+                if not archs:
+                    break
+                rows = self._cheap(archs)
+                self._tell(self._here(archs, rows) if pool is None else self._on(pool, archs, rows))
         self._save(force=True)
 
-    # -- one worker ---------------------------------------------------------------------------------------------
+    # -- evaluating a batch -------------------------------------------------------------------------------------
 
-    def _one_by_one(self) -> None:
+    def _here(self, archs: Sequence[Arch], rows: Mapping[Arch, dict[str, float]]) -> list[Candidate]:
         size = max(self.accuracy.batch, 1) if self.accuracy else self.searcher.batch
-        while self._done < self.budget:
-            archs = self._pending or self._ask(min(max(self.searcher.batch, 1), self.budget - self._done))
-            if not archs:
-                break
-            rows = self._cheap(archs)
-            told: list[Candidate] = []
-            for i in range(0, len(archs), size):
-                part = archs[i : i + size]
-                todo = [a for a in part if self._must_evaluate(a, rows[a])]
-                answers = self._keep(todo, evaluate(self.accuracy, self.problem.space, todo)) if self.accuracy else {}
-                told += self._record(part, rows, answers)
-            self._tell(told)
+        told: list[Candidate] = []
+        for i in range(0, len(archs), size):
+            part = archs[i : i + size]
+            todo = [a for a in part if self._must_evaluate(a, rows[a])]
+            answers = self._keep(todo, evaluate(self.accuracy, self.problem.space, todo)) if self.accuracy else {}
+            told += self._record(part, rows, answers)
+        return told
 
-    # -- many workers -------------------------------------------------------------------------------------------
-
-    def _in_parallel(self) -> None:
-        with ExitStack() as stack:
-            pool = self.executor or stack.enter_context(ThreadPoolExecutor(self.workers))
-            flying: dict[Future[list[Answer]], Arch] = {}
-            stack.callback(lambda: [f.cancel() for f in flying])
-            rows: dict[Arch, dict[str, float]] = {}
-            waiting = list(self._pending)
-            while True:
-                while (room := min(self.workers, self.budget - self._done) - len(flying)) > 0:
-                    waiting = waiting or self._ask(room)
-                    if not waiting:
-                        break
-                    rows.update(self._cheap(waiting))
-                    todo = [a for a in waiting if self._must_evaluate(a, rows[a])]
-                    self._tell(self._record([a for a in waiting if a not in todo], rows, {}))
-                    for arch in todo:
-                        flying[pool.submit(evaluate, self.accuracy, self.problem.space, [arch])] = arch
-                    waiting = []
-                if not flying:
-                    return
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for f in [f for f in flying if f in done]:
-                    arch = flying.pop(f)
-                    self._tell(self._record([arch], rows, self._keep([arch], f.result())))
+    def _on(self, pool: Executor, archs: Sequence[Arch], rows: Mapping[Arch, dict[str, float]]) -> list[Candidate]:
+        """At most ``workers`` at once; an answer is stored when it comes, and recorded after all those before it."""
+        todo = [a for a in archs if self._must_evaluate(a, rows[a])]
+        missing, queue = set(todo), iter(todo)
+        flying: dict[Future[list[Answer]], Arch] = {}
+        answers: dict[Arch, Answer] = {}
+        told: list[Candidate] = []
+        try:
+            while len(told) < len(archs):
+                for arch in islice(queue, self.workers - len(flying)):
+                    flying[pool.submit(evaluate, self.accuracy, self.problem.space, [arch])] = arch
+                ready = list(takewhile(lambda a: a not in missing, archs[len(told) :]))
+                told += self._record(ready, rows, answers)
+                if flying:
+                    done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                    for f in [f for f in flying if f in done]:
+                        arch = flying.pop(f)
+                        answers |= self._keep([arch], f.result())
+                        missing.discard(arch)
+        finally:
+            for f in flying:
+                f.cancel()
+        return told
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -167,12 +170,9 @@ class Driver:
         """Store what was paid for, a training that diverged too: it would diverge again."""
         accuracy = self.accuracy
         self.paid += len(archs)
-        for arch, (values, failed) in zip(archs, answers, strict=True):
+        for arch, (values, _) in zip(archs, answers, strict=True):
             if self.store is not None and accuracy is not None and accuracy.cache and values:
                 self.store.add_evaluation(accuracy.recipe, self.problem.space, arch, values)
-            self._failures = self._failures + 1 if failed else 0
-            if self._failures >= self.max_failures:
-                raise SearchError(f"{self._failures} evaluations failed in a row, the last one: {failed}")
         return dict(zip(archs, answers, strict=True))
 
     def _record(
@@ -185,6 +185,9 @@ class Driver:
             failed = ""
             if arch in answers:
                 values, failed = answers[arch]
+                self._failures = self._failures + 1 if failed else 0
+                if self._failures >= self.max_failures:
+                    raise SearchError(f"{self._failures} evaluations failed in a row, the last one: {failed}")
             elif self.accuracy is not None and rows[arch]["violation"] > 0:
                 values = None
             elif self.accuracy is not None:
@@ -231,7 +234,7 @@ class Driver:
         now = time.monotonic()
         if self.store is None or len(self.candidates) == self.resumed:
             return
-        if not force and self.workers == 1 and now - self._saved_at < self._save_cost / _SAVE_SHARE:
+        if not force and now - self._saved_at < self._save_cost / _SAVE_SHARE:
             return
         state = {"searcher": self.searcher.state(), "pending": [list(a) for a in self._pending]}
         self.store.save_search(self.identity, problem=self.plan, state=state, candidates=self.candidates)

@@ -25,7 +25,8 @@ class Searcher(ABC):
     """
 
     name: str
-    #: How many architectures the method likes to be asked for at a time.
+    #: How many architectures the method likes to be asked for at a time: as many can be evaluated at once. A search
+    #: tells all of them, in the order of asking, before it asks again.
     batch: int = 1
 
     def __init__(self, problem: Problem, *, seed: int = 0, **options: Any) -> None:

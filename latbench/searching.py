@@ -1,8 +1,8 @@
 """``latbench.search``: pose the problem, drive a searcher, pay for each evaluation once, survive a crash.
 
-The driver asks, evaluates and tells. After every ``tell`` the searcher's state and all candidates go into the store;
+The driver asks, evaluates and tells. After a ``tell`` the searcher's state and all candidates go into the store;
 every answer of the evaluator goes there as soon as it is given. A search that is started again with the same arguments
-goes on where it was, and with one worker ends bit-equal to one that was never interrupted.
+goes on where it was, and ends bit-equal to one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -65,8 +65,11 @@ def search(
     ``store`` keeps evaluations (by recipe, space and architecture) and the search's state; ``run`` is a folder that
     gets the result, and a store of its own where none is given. With either, the same call goes on after a crash or
     with a larger budget; ``resume=False`` starts anew (evaluations that were paid for stay). ``executor`` or
-    ``workers`` > 1 (threads) evaluate in parallel. An evaluation that fails (NaN, a network that cannot be built) is a
-    candidate with infinite violation; ``max_failures`` of them in a row end the search. ``options`` are the searcher's.
+    ``workers`` > 1 (threads) evaluate in parallel: up to ``workers`` architectures of one batch of the searcher,
+    which is told the whole batch in the order of asking, so that the same seed gives the same candidates with any
+    number of workers if the evaluator repeats itself. (A searcher whose ``batch`` is one gains nothing.) An
+    evaluation that fails (NaN, a network that cannot be built) is a candidate with infinite violation;
+    ``max_failures`` of them in a row end the search. ``options`` are the searcher's.
 
     Raises :class:`ConfigError` (unknown searcher, option, objective or limit), :class:`InfeasibleError` (no
     architecture can keep the limits; proved before anything is evaluated where the space is additive),

@@ -80,7 +80,12 @@ class Moga(Searcher):
     # -- the contract -------------------------------------------------------------------------------------------
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to ``n`` children of the present parents, random ones before there are any; none that was seen."""
+        """Up to ``n`` children of the present parents, random ones before there are any; none that was seen.
+
+        No call gives more than the present generation lacks, so that a budget that ends within a generation and is
+        raised later goes on with that generation.
+        """
+        n = min(n, self.population - (len(self._children) + len(self._asked)) % self.population)
         out = self._breed(n) if self._parents else []
         if len(out) < n:
             try:

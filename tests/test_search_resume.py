@@ -26,6 +26,7 @@ from latbench.problem import Candidate
 from latbench.result import SearchResult
 from latbench.searcher import Searcher
 from latbench.space import Arch
+from latbench.store import Store
 from latbench.testing.searchers import ToySpace
 
 SPACE = ToySpace(8, 4)
@@ -332,6 +333,43 @@ def test_many_workers_evaluate_each_architecture_once(name: str) -> None:
     evaluator = Counting()
     r = run(name, accuracy=evaluator, workers=4)
     assert len(evaluator.calls) == len(set(evaluator.calls)) == len(r.candidates) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("random", {}), ("moga", {"population": 9, "limits": {"latency_ms": 0.045}})]
+)
+def test_the_candidates_do_not_depend_on_how_many_workers_there_are_or_who_is_fast(
+    name: str, options: dict[str, Any]
+) -> None:
+    pause = random.Random(0)
+
+    def dawdle(space: lb.SearchSpace, arch: Arch) -> float:
+        time.sleep(pause.random() * 4e-3)
+        # Failures take their turn, too.
+        return nan if arch[:2] == (0, 0) else toy_error(space, arch)
+
+    alone, *others = (run(name, accuracy=FunctionEvaluator(dawdle), workers=n, **options) for n in (1, 2, 3, 3))
+    assert len(alone.candidates) >= 40
+    assert all(other.candidates == alone.candidates for other in others)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_state_is_not_written_after_every_answer_that_cost_nothing(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Store.save_search
+
+    def slow(self: Store, *args: Any, **values: Any) -> None:
+        saved.append(len(values["candidates"]))
+        time.sleep(0.05)
+        save(self, *args, **values)
+
+    monkeypatch.setattr(Store, "save_search", slow)
+    run("moga", population=4, budget=40, workers=workers, store=tmp_path / "s.db")
+    # Of ten generations in the time of one write, the first and the last.
+    assert saved[-1] == 40
+    assert len(saved) < 5
 
 
 def test_workers_are_busy_at_the_same_time() -> None:

@@ -129,6 +129,16 @@ def test_moga_breaks_ties_by_soft_limits_before_crowding() -> None:
     assert survivors(np.array([[1.0, 1.0], [0.0, 0.0]]), [0, 0], 1, soft=[0.0, 1.0]).tolist() == [1]
 
 
+def test_moga_proposes_no_more_than_a_generation_lacks() -> None:
+    toy = ToyProblem()
+    searcher = Moga(toy.problem, population=6)
+    first = searcher.ask(4)
+    assert len(searcher.ask(6)) == 2
+    searcher.tell(toy.answer(first))
+    searcher.tell(toy.answer([(0,) * 8]))
+    assert len(searcher.ask(100)) == 5
+
+
 def test_moga_lets_no_generation_pass_on_repeated_answers() -> None:
     toy = ToyProblem()
     searcher = Moga(toy.problem, population=4)
