@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite, isinf, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def write_entries(entries: Iterable[Entry], path: str | Path) -> Path:
             writer.writeheader()
             writer.writerows({k: _text(v) for k, v in r.items()} for r in rows)
     elif p.suffix == ".json":
-        text = json.dumps([{k: _plain(v) for k, v in r.items()} for r in rows], indent=1, allow_nan=False)
+        text = json.dumps([{k: _json(v) for k, v in r.items()} for r in rows], indent=1, allow_nan=False)
         p.write_text(text + "\n", "utf-8")
     elif p.suffix == ".parquet":
         pa, pq = _pyarrow()
@@ -183,12 +183,21 @@ def _entry(row: Any, where: str) -> Entry:
 
 
 def _text(v: Any) -> Any:
-    # repr gives the shortest text that reads back to the same number.
-    return repr(v) if isinstance(v, float) and isfinite(v) else "" if isinstance(v, float) else v
+    # repr gives the shortest text that reads back to the same number, "inf" among them.
+    return "" if _nothing(v) else repr(v) if isinstance(v, float) else v
 
 
 def _plain(v: Any) -> Any:
-    return None if isinstance(v, float) and not isfinite(v) else v
+    return None if _nothing(v) else v
+
+
+def _json(v: Any) -> Any:
+    """JSON has no infinity: one Visit alone gives an interval up to "inf", which float() reads."""
+    return repr(v) if isinstance(v, float) and isinf(v) else _plain(v)
+
+
+def _nothing(v: Any) -> bool:
+    return isinstance(v, float) and isnan(v)
 
 
 def _pyarrow() -> tuple[Any, Any]:
