@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from latbench.card import Card
-from latbench.errors import ConfigError, FileFormatError, UnknownOpError
+from latbench.errors import ConfigError, FileFormatError, PredictorError, UnknownOpError
 from latbench.load import load_space
 from latbench.op import Op, TensorSpec
 from latbench.predictors.additive import Calibration, calibrate
@@ -138,6 +139,58 @@ def test_weights_have_a_price_only_where_it_helps():
     assert cold.calibration.op_ms(conv, 2.0) == pytest.approx(2.0 * cold.calibration.scale + 0.03, rel=0.05)
 
 
+def test_the_price_of_weights_is_never_negative():
+    rng = np.random.default_rng(3)
+    sums, weights = rng.uniform(5, 8, (30, 1)), rng.uniform(10, 20, 30)
+    fitted = calibrate(sums, sums[:, 0] - 0.02 * weights, weights=weights, forms="weights").calibration
+    assert fitted.ms_per_megabyte == 0
+    heavy = Op.make("linear", [TensorSpec((1, 4000))], out_features=4000, bias=False)
+    assert fitted.op_ms(heavy, 0.01) > 0
+
+
+def test_an_op_costs_more_than_nothing_even_where_latency_falls_with_the_sum():
+    sums = np.linspace(5, 15, 12)[:, None]
+    fitted = calibrate(sums, 30 - 1.5 * sums[:, 0]).calibration
+    assert fitted.scale > 0
+
+
+def test_a_network_far_from_the_calibration_ones_is_flagged_or_refused_but_never_below_zero(world, table):
+    calibration = table.calibration("block")
+    low, high = calibration.sums_ms
+    assert low < high
+    net = world.space.network(world.space.sample(seed=5))
+    assert table.predict(net).warnings == ()
+
+    def scaled(factor, overhead):
+        entries = {
+            k: replace(e, metrics={"latency_ms": Interval(*(v * factor for v in _ends(e)))})
+            for k, e in table.entries.items()
+        }
+        return Table(table.card, entries, {"block": replace(calibration, overhead_ms=overhead)})
+
+    for factor in (0.1, 10.0):
+        e = scaled(factor, 0.0).predict(net)
+        assert "extrapolated" in e.warnings[0]
+        assert 0 < e.low_ms <= e.latency_ms <= e.high_ms
+    tiny = scaled(0.01, -low / 4)
+    with pytest.raises(PredictorError, match="leaves nothing"):
+        tiny.predict(net)
+    with pytest.raises(PredictorError, match="overhead"):
+        tiny.predict_archs(world.space, world.space.sample_archs(3, seed=0))
+
+
+def _ends(entry):
+    i = entry.metrics["latency_ms"]
+    return i.value, i.low, i.high
+
+
+def test_a_calibration_comes_back_from_json_with_and_without_its_range():
+    c = Calibration(0.1, 1.1, {"conv": 0.9}, "affine", 0.0, (1.0, 2.0))
+    assert Calibration(**json.loads(json.dumps(c.to_json()))) == c
+    old = {k: v for k, v in c.to_json().items() if k != "sums_ms"}
+    assert Calibration(**old).warnings(100.0) == ()
+
+
 def test_networks_that_are_all_alike_still_give_a_finite_calibration():
     fitted = calibrate(np.full((6, 1), 10.0), np.full(6, 12.0)).calibration
     assert fitted.overhead_ms + fitted.scale * 10 == pytest.approx(12.0, rel=1e-3)
@@ -202,6 +255,13 @@ def test_check_finds_bad_missing_uncertain_and_stale_entries(world, table):
     assert any("not validated" in f.text for f in found)
 
 
+@pytest.mark.parametrize(("rmspe", "floor", "flagged"), [(0.2, 0.02, True), (0.05, 0.02, False), (0.2, None, False)])
+def test_check_says_when_sums_miss_held_out_networks_by_far_more_than_noise(table, rmspe, floor, flagged):
+    card = table.card.replace(validation={"score": {"rmspe": rmspe}, "noise_floor": floor})
+    found = check(Table(card, table.entries, table.calibrations))
+    assert any("sums over Ops miss held-out networks by 20.0% RMSPE" in f.text for f in found) == flagged
+
+
 def test_a_good_table_has_no_problems(table):
     assert [f for f in check(table) if f.severity == "problem"] == []
 
@@ -238,6 +298,16 @@ def test_exported_entries_are_read_back_exactly(table, tmp_path, suffix):
     entries = {**table.entries, key: Entry(table.entries[key].op, {}, 0, "no kernel")}
     path = Table(table.card, entries).export(tmp_path / f"t{suffix}")
     assert read_entries(path) == entries
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_an_interval_without_an_upper_end_is_exported_as_such(table, tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    key = next(iter(table.entries))
+    once = replace(table.entries[key], metrics={"latency_ms": Interval(1.0, 0.0, np.inf)}, visits=1)
+    path = Table(table.card, {**table.entries, key: once}).export(tmp_path / f"t{suffix}")
+    assert read_entries(path)[key] == once
 
 
 def test_an_unknown_suffix_is_refused(table, tmp_path):

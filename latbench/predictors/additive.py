@@ -2,10 +2,12 @@
 
 The plain model is ``latency = overhead + scale × Σ Op latencies``. Two richer forms are tried: a factor per group of
 Ops, shrunk towards 1, and a price per byte of weights, because an Op measured in a loop finds its weights in the
-caches, while in a network all the others have passed through them since (its overhead is negative where some weights do
-stay). All are fitted to relative errors, so that RMSPE is what they minimise, by iteratively re-weighted least squares
-with Huber's weights (one bad network must not move them), and compared by leave-one-out cross-validation; a richer form
-replaces the plain one only where it is clearly better.
+caches, while in a network all the others have passed through them since. A price below 0 makes no sense and is taken
+as 0. The overhead may be negative (what networks save over Ops measured alone), but holds near the calibration networks
+only: :meth:`Calibration.warnings` tells when a sum is far from theirs. All are fitted to relative errors, so that RMSPE
+is what they minimise, by iteratively re-weighted least squares with Huber's weights (one bad network must not move
+them), and compared by leave-one-out cross-validation; a richer form replaces the plain one only where it is clearly
+better.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latbench.conformal import Conformal
-from latbench.errors import NotEnoughDataError
+from latbench.errors import NotEnoughDataError, PredictorError
 from latbench.op import Op
 
 Floats = npt.NDArray[np.float64]
@@ -27,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 MIN_NETWORKS = 5
 #: A richer form must lower the leave-one-out RMSPE by this share to be chosen.
 MIN_GAIN = 0.1
+#: A network whose sum over Ops is this many times below or above those of the calibration networks is extrapolated.
+FAR = 2.0
 #: Strengths of shrinkage that are tried, as prior standard deviations of a group's factor around 1.
 GROUP_SPREADS = (0.02, 0.05, 0.1)
 #: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio), overhead
@@ -40,7 +44,8 @@ _MEGABYTE = 1e6
 class Calibration:
     """``latency_ms = overhead_ms + Σ (scale × group factor × Op latency + ms_per_megabyte × Op weights)``.
 
-    ``factors`` are empty and ``ms_per_megabyte`` is 0 in the plain form; a megabyte is 10⁶ bytes.
+    ``factors`` are empty and ``ms_per_megabyte`` is 0 in the plain form; a megabyte is 10⁶ bytes. ``sums_ms`` holds
+    the smallest and largest sum over Ops, calibrated, of the networks that it was fitted to.
     """
 
     overhead_ms: float = 0.0
@@ -48,6 +53,12 @@ class Calibration:
     factors: Mapping[str, float] = field(default_factory=dict)
     form: str = "affine"
     ms_per_megabyte: float = 0.0
+    sums_ms: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sums_ms is not None:  # JSON has lists only
+            low, high = self.sums_ms
+            object.__setattr__(self, "sums_ms", (float(low), float(high)))
 
     def op_ms(self, op: Op, latency_ms: float) -> float:
         """What an Op of this latency adds to a network, in milliseconds."""
@@ -60,20 +71,43 @@ class Calibration:
         scales = np.array([self.scale * self.factors.get(g, 1.0) for g in groups])
         return np.asarray(self.overhead_ms + parts @ scales + self.ms_per_megabyte * weights, np.float64)
 
+    def warnings(self, sum_ms: float) -> tuple[str, ...]:
+        """What to say of a network whose calibrated Ops add up to ``sum_ms``: far from the calibration networks or not.
+
+        Raises :class:`PredictorError` where the overhead leaves no time at all.
+        """
+        near = ""
+        if self.sums_ms is not None:
+            low, high = self.sums_ms
+            near = f"calibrated on networks whose Ops add up to {low:.4g} to {high:.4g} ms"
+        if sum_ms + self.overhead_ms <= 0:
+            raise PredictorError(
+                f"the network's Ops add up to {sum_ms:.4g} ms, and an overhead of {self.overhead_ms:.4g} ms leaves "
+                f"nothing of them; {near or 'the calibration does not fit it'}: fit to networks like this one"
+            )
+        if self.sums_ms is None or low / FAR <= sum_ms <= high * FAR:
+            return ()
+        return (f"extrapolated: the network's Ops add up to {sum_ms:.4g} ms, {near}",)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``Calibration(**d)`` reads them back."""
-        return asdict(self)
+        d = asdict(self)
+        return {**d, "sums_ms": list(self.sums_ms) if self.sums_ms else None}
 
 
 @dataclass(frozen=True)
 class CalibrationFit:
-    """A calibration, its intervals, and the leave-one-out RMSPE of every form that was tried."""
+    """A calibration, its intervals, and the leave-one-out RMSPE of every form that was tried.
+
+    ``estimated`` are the intervals for other sums over the same networks, None where none were given.
+    """
 
     calibration: Calibration
     conformal: Conformal
     rmspe: float
     tried: Mapping[str, float]
     networks: int
+    estimated: Conformal | None = None
 
 
 def group(op: Op) -> str:
@@ -96,18 +130,21 @@ def calibrate(
     weights: npt.ArrayLike | None = None,
     *,
     forms: str = "auto",
+    estimated: npt.ArrayLike | None = None,
 ) -> CalibrationFit:
     """Fit to n networks.
 
     ``parts`` are sums of Op latencies by group (n, G), ``measured_ms`` is (n,), ``weights`` are megabytes (n,).
-    ``forms`` is "auto", "affine", "groups" or "weights". Raises :class:`NotEnoughDataError` for fewer than
-    :data:`MIN_NETWORKS` networks.
+    ``forms`` is "auto", "affine", "groups" or "weights". ``estimated`` (n, G) are the same sums of estimated Op
+    latencies: the fits that left a network out are asked for it with them too, so that intervals for estimated Ops are
+    jackknife+ like the others. Raises :class:`NotEnoughDataError` for fewer than :data:`MIN_NETWORKS` networks.
     """
     x, y = np.asarray(parts, np.float64), np.asarray(measured_ms, np.float64)
     w = np.zeros(len(y)) if weights is None else np.asarray(weights, np.float64)
     if len(y) < MIN_NETWORKS:
         raise NotEnoughDataError(f"{len(y)} measured calibration networks; at least {MIN_NETWORKS} are needed")
-    tried = {f: _leave_one_out(x, w, y, f) for f in _candidates(x, w, y, forms)}
+    betas = {f: _leave_one_out(x, w, y, f) for f in _candidates(x, w, y, forms)}
+    tried = {f: _predict_each(b, x, w) for f, b in betas.items()}
     scores = {f: float(np.sqrt(np.mean((np.diagonal(p) / y - 1) ** 2))) for f, p in tried.items()}
     best = min(scores, key=scores.__getitem__)
     if _AFFINE in scores and scores[best] > (1 - MIN_GAIN) * scores[_AFFINE]:
@@ -117,9 +154,16 @@ def calibrate(
     # The scale is that of the whole: the mean factor is 1 over the calibration networks.
     scale = float(x.sum(0) @ scales / x.sum()) if best.spread else float(scales[0])
     factors = {g: float(f / scale) for g, f in zip(groups, scales, strict=True)} if best.spread else {}
-    fitted = Calibration(float(beta[0]), scale, factors, str(best), float(beta[-1]))
+    sums = _predict(beta, x, w) - beta[0]
+    fitted = Calibration(
+        float(beta[0]), scale, factors, str(best), float(beta[-1]), (float(sums.min()), float(sums.max()))
+    )
     conformal = Conformal.from_fits(y, tried[best], _predict(beta, x, w))
-    return CalibrationFit(fitted, conformal, scores[best], {str(f): v for f, v in scores.items()}, len(y))
+    other = None
+    if estimated is not None:
+        z = np.asarray(estimated, np.float64)
+        other = Conformal.from_fits(y, _predict_each(betas[best], z, w), _predict(beta, z, w))
+    return CalibrationFit(fitted, conformal, scores[best], {str(f): v for f, v in scores.items()}, len(y), other)
 
 
 class _Form(NamedTuple):
@@ -149,9 +193,13 @@ def _candidates(x: Floats, w: Floats, y: Floats, forms: str) -> list[_Form]:
 
 
 def _leave_one_out(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
-    """(n, n): predictions of all networks by the fit without network i."""
-    fits = (_fit(np.delete(x, i, 0), np.delete(w, i), np.delete(y, i), form) for i in range(len(y)))
-    return np.stack([_predict(beta, x, w) for beta in fits])
+    """(n, G + 2): the fit without network i."""
+    return np.stack([_fit(np.delete(x, i, 0), np.delete(w, i), np.delete(y, i), form) for i in range(len(y))])
+
+
+def _predict_each(betas: Floats, x: Floats, w: Floats) -> Floats:
+    """(n, n): predictions of all networks by each fit."""
+    return np.stack([_predict(beta, x, w) for beta in betas])
 
 
 def _predict(beta: Floats, x: Floats, w: Floats) -> Floats:
@@ -159,7 +207,8 @@ def _predict(beta: Floats, x: Floats, w: Floats) -> Floats:
 
 
 def _fit(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
-    """(G + 2,): overhead, each group's scale, the price of a megabyte. Without a spread all groups have one scale."""
+    """(G + 2,): overhead, each group's scale > 0, the price ≥ 0 of a megabyte. Without a spread all groups have one
+    scale."""
     n, g = x.shape
     total = x.sum(1)
     grouped = bool(form.spread)
@@ -193,4 +242,9 @@ def _fit(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
             break
     scales = beta[1] + beta[2 : 2 + g] if grouped else np.full(g, beta[1])
     price = beta[-1] * unit / typical if form.weights else 0.0
+    if price < 0:
+        return _fit(x, w, y, _AFFINE)
+    if (scales <= 0).any():
+        # An overhead that explains everything: an Op still takes time, so only the common ratio is believed.
+        return np.concatenate([[0.0], np.full(g, centre[1]), [0.0]])
     return np.concatenate([[beta[0] * unit], scales, [price]])

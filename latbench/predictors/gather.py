@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from latbench.errors import PredictorError
 from latbench.space import SearchSpace
 from latbench.visit import ArchEstimates
 
@@ -84,7 +85,8 @@ def estimate_archs(
 ) -> ArchEstimates:
     """Estimates from a model's Op costs and interval factors; ``cache`` keeps what depends on the space alone.
 
-    Additive spaces are gathered from their cost matrix; others are counts of Ops times costs.
+    Additive spaces are gathered from their cost matrix; others are counts of Ops times costs. Raises
+    :class:`PredictorError` where the overhead would leave an architecture no time at all.
     """
     if space.additive:
         # The object may be gone when its id comes back: the spec names the space.
@@ -101,4 +103,11 @@ def estimate_archs(
         value = np.asarray(counts @ np.where(lacking, 0.0, costs), np.float64) + model.overhead_ms
         supported = np.asarray(counts @ lacking) == 0
         value[~supported] = np.nan
+    # NaN is not below 0.
+    if len(value) and (value <= 0).any():
+        i = int(np.flatnonzero(value <= 0)[0])
+        raise PredictorError(
+            f"{space.name} {tuple(np.asarray(archs)[i].tolist())}: estimated at {value[i]:.4g} ms, because of an "
+            f"overhead of {model.overhead_ms:.4g} ms; fit to networks of this space"
+        )
     return ArchEstimates(value, value * factors[0], value * factors[1], supported)

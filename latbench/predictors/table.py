@@ -156,8 +156,9 @@ class Table(Predictor):
     def predict(self, net: Network, *, level: float = 0.9) -> Estimate:
         """Latency of a network as the sum of its blocks, or of its units where it has no blocks.
 
-        The breakdown has one part a distinct Op and one for the overhead; its latencies add up to the estimate. Raises
-        :class:`UnknownOpError`, :class:`UnsupportedOpError`.
+        The breakdown has one part a distinct Op and one for the overhead; its latencies add up to the estimate. A
+        network far smaller or larger than those of the calibration gets a warning. Raises :class:`UnknownOpError`,
+        :class:`UnsupportedOpError`, and :class:`PredictorError` where the overhead would leave no time at all.
         """
         op_level, uses = self._choose(net)
         calibration = self.calibration(op_level)
@@ -169,12 +170,13 @@ class Table(Predictor):
             entry = self._entry(same[0].op, same[0].layer)
             cost = calibration.op_ms(entry.op, entry.latency_ms) * len(same)
             parts.append(Part(key, entry.op.label, len(same), cost, "measured", sum((u.nodes for u in same), ())))
+        warnings = (*self._warnings(op_level), *calibration.warnings(sum(p.latency_ms for p in parts)))
         parts.append(Part("overhead", "overhead", 1, calibration.overhead_ms, "overhead"))
         value = float(sum(p.latency_ms for p in parts))
         low, high = self.factors(level, op_level)
         metrics = {"latency_ms": Interval(value, value * low, value * high), **self._other_metrics(uses)}
         return Estimate(
-            self.setting, metrics, tuple(parts), level, self._warnings(op_level), self.card.statistic
+            self.setting, metrics, tuple(parts), level, warnings, self.card.statistic
         )  # fmt: skip
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
