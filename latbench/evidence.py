@@ -7,6 +7,7 @@ computed again from the Visits that :meth:`Evidence.uids` names.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,20 @@ _EXTREMES: Mapping[str, str] = {
     "p99": "p99 of a Visit rests on its slowest runs alone",
 }
 
+#: Distance of campaigns on the time axis, in usual distances of Visits. Neighbours are tied by the square of the
+#: smoothing span (at most 64 Visits) over their distance: nothing is left of that.
+_APART = 1e6
+#: Clocks may be set by this much while a campaign runs; more is a restart.
+_OVERLAP_S = 1.0
+
 
 class Evidence:
     """Visits of one Setting, taken in any number of campaigns, and the numbers that they give.
 
     Visits without samples are left out; :attr:`excluded` says which and why. Those that were taken again (contended,
     or a first failure) are not to be given at all: :meth:`from_store` leaves them in the store. Campaigns may be mixed:
-    they lie apart on the time axis, so that each has its own drift, and their control Ops tie their levels together.
+    they are put apart on the time axis (:func:`time_axis`), so that each has its own drift, and their control Ops tie
+    their levels together.
     """
 
     def __init__(self, visits: Iterable[Visit], setting: Setting) -> None:
@@ -63,7 +71,7 @@ class Evidence:
         """The Visits of one Setting in a store, of all campaigns or of those with the given ids."""
         if campaigns is None:
             return cls(store.visits(setting), setting)
-        return cls((v for c in campaigns for v in store.visits(setting, campaign=c)), setting)
+        return cls((v for v in store.visits(setting) if v.campaign in campaigns), setting)
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:
@@ -99,7 +107,7 @@ class Evidence:
         if key not in self._drifts:
             v = self.visits
             self._drifts[key] = fit_drift(
-                np.array([0.5 * (x.started + x.ended) for x in v]),
+                time_axis(v),
                 self.values(statistic, drift=False, wait=wait),
                 [x.subject for x in v],
                 [kind_of(x) for x in v],
@@ -216,6 +224,61 @@ class Evidence:
         if visits == 1:
             found.append("one Visit: no interval can be given")
         return tuple(found)
+
+
+def time_axis(visits: Sequence[Visit]) -> Floats:
+    """When each Visit was taken (its middle), seconds, shape (visits,), on an axis that no restart of a clock bends.
+
+    Campaigns follow one another in the order in which their first Visits are given, :data:`_APART` apart, whatever the
+    device's clock says: a board without a clock of its own begins at the same time whenever it is switched on. Where
+    two runs of one campaign overlap on the clock, which one device cannot do, it was restarted between them: then runs
+    go by round, and lie as far apart wherever the clock goes back.
+    """
+    middle = np.array([0.5 * (v.started + v.ended) for v in visits], np.float64)
+    if not len(middle):
+        return middle
+    campaign_of = {v.run: v.campaign for v in visits if v.campaign}
+    campaigns: dict[str, dict[str, list[int]]] = {}
+    for i, v in enumerate(visits):
+        runs = campaigns.setdefault(v.campaign or campaign_of.get(v.run, ""), {})
+        runs.setdefault(v.run, []).append(i)
+    blocks: list[list[int]] = []
+    for runs in campaigns.values():
+        blocks += _blocks(visits, list(runs.values()))
+    gaps = np.concatenate([np.diff(np.sort(middle[b])) for b in blocks])
+    usual = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 1.0
+    axis, at = np.empty(len(middle)), float(middle[blocks[0]].min())
+    for block in blocks:
+        axis[block] = middle[block] - middle[block].min() + at
+        at = float(axis[block].max()) + _APART * usual
+    return axis
+
+
+def _blocks(visits: Sequence[Visit], runs: list[list[int]]) -> list[list[int]]:
+    """The runs of one campaign, in one block where the device's clock went on all the time, else in several."""
+
+    def begin(run: list[int]) -> float:
+        return min(visits[i].started for i in run)
+
+    def end(run: list[int]) -> float:
+        return max(visits[i].ended for i in run)
+
+    runs = sorted(runs, key=begin)
+    if all(begin(b) >= end(a) - _OVERLAP_S for a, b in itertools.pairwise(runs)):
+        return [[i for run in runs for i in run]]
+    runs.sort(key=lambda run: (max((_round(visits[i]) for i in run), default=0), begin(run)))
+    blocks = [list(runs[0])]
+    for before, run in itertools.pairwise(runs):
+        if begin(run) < end(before) - _OVERLAP_S:
+            blocks.append([])
+        blocks[-1] += run
+    return blocks
+
+
+def _round(visit: Visit) -> int:
+    """Number of the Visit in its plan item, from the slot's name; 0 outside a campaign and for control Visits."""
+    number = visit.slot.rpartition(".")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def kind_of(visit: Visit) -> str:

@@ -156,7 +156,7 @@ class Ledger:
 
     def accept(self, visit: Visit) -> None:
         """Commit a Visit of the device's stream. Raises :class:`ProtocolError` for one that was not asked for."""
-        v = _checked(visit)
+        v = replace(_checked(visit), campaign=self.campaign)
         if v.role == "control":
             if v.subject not in self._ids:
                 self._ids.update(self.store.subject_ids([v.subject]))

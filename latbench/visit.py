@@ -62,6 +62,8 @@ class Visit:
     replica: int = 0
     failure: Failure | None = None
     unsupported: Failure | None = None
+    #: Campaign that it was taken in (id), "" outside a campaign.
+    campaign: str = ""
 
     @property
     def ok(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latbench.errors import NotEnoughDataError
-from latbench.evidence import Evidence, kind_of
+from latbench.evidence import Evidence, kind_of, time_axis
 from latbench.setting import Setting
 from latbench.visit import Failure, Visit
 
@@ -70,6 +70,35 @@ def test_campaigns_of_one_setting_are_pooled_at_the_quietest_state() -> None:
     assert worst(e, drift=False) > 0.08
     assert worst(e) < 0.02
     assert e.measurements()["op00"].visits == 6
+
+
+def test_campaigns_on_a_clock_that_restarts_do_not_smear_into_each_other() -> None:
+    """A board without a clock of its own: both campaigns begin at its second 0, and the other one is 20 % slower."""
+    first, second = a_campaign(seed=1, rounds=3), a_campaign(seed=2, rounds=3, level=float(np.log(1.2)))
+    visits = [replace(v, campaign=c, run=c) for c, vs in (("a", first), ("b", second)) for v in vs]
+    e = Evidence(visits, SETTING)
+    assert worst(e, drift=False) > 0.08
+    assert worst(e) < 0.02
+
+
+def test_a_clock_that_restarts_within_a_campaign_keeps_its_runs_apart_and_in_order() -> None:
+    def run(name: str, start: float, number: int) -> list[Visit]:
+        return [
+            visit(f"op{i}", 1.0, start + i, f"{name}{i}", run=name, slot=f"c.{i}.{number}", campaign="c")
+            for i in range(5)
+        ]
+
+    axis = time_axis([*run("third", 2.0, 2), *run("first", 1.0, 0), *run("second", 10.0, 1)]).reshape(3, 5)
+    np.testing.assert_allclose(np.diff(axis), 1.0)
+    assert axis[2, 0] - axis[1, 0] == pytest.approx(9.0)  # the clock went on between these two
+    assert axis[0, 0] - axis[2, -1] > 1e5
+
+
+def test_runs_on_a_clock_that_goes_on_stay_where_they_are_whatever_their_rounds() -> None:
+    late = visit("op0", 1.0, 50.0, "x", run="late", slot="c.0.0", campaign="c")
+    early = visit("op1", 1.0, 2.0, "y", run="early", slot="c.1.3", campaign="c")
+    np.testing.assert_allclose(time_axis([early, late]), [2.05, 50.05])
+    assert time_axis([]).size == 0
 
 
 def test_numbers_name_the_visits_that_they_come_from_and_can_be_computed_again() -> None:

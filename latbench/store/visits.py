@@ -20,7 +20,7 @@ _V = s.visits.c
 _COLUMNS = [
     _V.uid, _V.role, _V.started, _V.ended, _V.samples_ns, _V.wait_ns, _V.warmup_ns, _V.load_ns, _V.boundary, _V.metrics,
     _V.environment, _V.run, _V.slot, _V.taken_for, _V.purpose, _V.replica, _V.failure, _V.unsupported,
-    s.subjects.c.key.label("subject"),
+    _V.campaign, s.subjects.c.key.label("subject"),
 ]  # fmt: skip
 
 
@@ -37,8 +37,10 @@ class Visits(Catalogue):
         discarded: bool = False,
         failed: bool | None = None,
     ) -> list[Visit]:
-        """Visits of one Setting (or its hash) in the order in which they were taken, ``slot``, ``purpose`` and
-        ``replica`` filled.
+        """Visits of one Setting (or its hash), ``slot``, ``purpose``, ``replica`` and ``campaign`` filled.
+
+        They come campaign by campaign, in the order in which these were made, and by the device's clock within one:
+        clocks of boards restart, so that they do not say which campaign came first.
 
         ``subjects`` (keys), ``campaign`` (id), ``roles`` and ``failed`` (without samples, or with) narrow them.
         Visits that were taken again (contended, or a first failure) are kept, but given only with ``discarded=True``;
@@ -47,8 +49,9 @@ class Visits(Catalogue):
         query = (
             select(*_COLUMNS)
             .join(s.subjects, _V.subject == s.subjects.c.id)
+            .join(s.campaigns, _V.campaign == s.campaigns.c.id, isouter=True)
             .where(_V.setting == (setting if isinstance(setting, str) else setting.hash))
-            .order_by(_V.started, _V.uid)
+            .order_by(func.coalesce(s.campaigns.c.created, _V.started), _V.campaign, _V.started, _V.uid)
         )
         wanted = None if subjects is None else set(subjects)
         if wanted is not None and len(wanted) <= 1000:
@@ -191,4 +194,5 @@ def _visit(r: Row[Any], keys: dict[str, str]) -> Visit:
         replica=r.replica,
         failure=None if r.failure is None else Failure(**r.failure),
         unsupported=None if r.unsupported is None else Failure(**r.unsupported),
+        campaign=r.campaign or "",
     )
