@@ -84,7 +84,8 @@ def full_report() -> Report:
     return Report(
         device="local-cpu", setting=SETTING, family=words.family(SPACE.spec), facts={"cpu": "Test CPU", "cores": 2},
         checks=[Check("load", "warning", "3.1 on 2 cores", "stop other programs")], campaign={"Visits": "120"},
-        range_ms=(0.4, 0.6, 0.9), models=[ModelReport("table", validation, points, "models/table")], drift=drift,
+        range_ms=(0.4, 0.6, 0.9), sampled=5000, drift=drift,
+        models=[ModelReport("table", validation, points, "models/table")],
         ops=ops, matrix=matrix, choices=[SPACE.choice_label(0, c) for c in range(12)],
         search=SearchReport("moga", ["error", "latency_ms"], {"latency_ms": 0.95}, tried, names, [0, 3, 5], [found], 6),
         provenance={"store": "lab.db"}, commands=["latbench profile --device local-cpu --space mobilenetv3"],
@@ -240,11 +241,42 @@ def test_the_headline_says_how_fast_how_sure_and_what_is_best() -> None:
     speed, trust, best, checked = words.headline(full_report())
     assert "0.400 ms to 0.900 ms" in speed
     assert "Test CPU" in speed
+    assert "5,000 random ones" in speed
     assert "1.3 %" in trust  # √mean((1 %, 1.82 %, −0.77 %, 1.18 %)²) = 1.25 %
     assert "1.0 %" in trust  # the two measurements differ by exactly that
     assert "3 are beaten by none" in best
     assert "0.500 ms at 70 % accuracy" in best
     assert "2.0 %" in checked  # 0.50 against 0.51
+
+
+def test_the_page_says_that_drift_was_removed_only_where_it_was() -> None:
+    r = full_report()
+    assert r.drift is not None
+    untouched = render(r)
+    removed = render(replace(r, drift=replace(r.drift, model="agreed drift; reference state: quietest tenth")))
+    assert "divided out of every number, by agreed drift" in removed
+    assert "during the campaign, removed" in removed
+    for claim in ("divided out of every number", "during the campaign, removed"):
+        assert claim not in untouched
+    assert "nothing was divided out" in untouched
+
+
+def test_the_levels_of_intervals_on_the_page_are_those_of_the_data() -> None:
+    r = full_report()
+    assert r.search is not None
+    v = r.models[0].validation
+    assert v is not None
+    other = replace(
+        r,
+        level=0.8,
+        search=replace(r.search, level=0.7),
+        models=[replace(r.models[0], validation=replace(v, level=0.6))],
+    )
+    text = " ".join(outline(render(other)).text)
+    assert "60% intervals of the predictions and 80% intervals of the measurements" in text
+    assert "70% interval" in text
+    assert "90%" not in text
+    assert "95%" not in text
 
 
 def test_a_minimum_is_reported_as_what_it_is() -> None:

@@ -44,7 +44,7 @@ def demo(
     from latbench.cli.options import quoted_space
     from latbench.cli.profile import print_result, run_campaign
     from latbench.cli.report import write
-    from latbench.cli.searching import print_front, print_validated
+    from latbench.cli.searching import level_of, print_front, print_validated
     from latbench.evaluators import DigitsEvaluator
     from latbench.plan import Plan
     from latbench.validate import validate
@@ -76,19 +76,20 @@ def demo(
         print_validation(fitted)
 
         step(4, f"Search {space.size:,} networks with {SEARCHER}: train {budget} of them on scikit-learn's digits")
+        accuracy = DigitsEvaluator(epochs=EPOCHS, seed=seed)
         with bar(SEARCHER) as b:
             result = lb.search(
                 SEARCHER, space=space, latency=lb.load_predictor(saved[0]),
-                accuracy=DigitsEvaluator(epochs=EPOCHS, seed=seed),
+                accuracy=accuracy,
                 objectives=OBJECTIVES, budget=budget, seed=seed, run=run, workers=WORKERS,
                 population=POPULATION, progress=lambda p: b.update(p.done, p.budget),
             )  # fmt: skip
         print_front(result)
 
         step(5, f"Measure {VALIDATED} of them on {device}")
-        validate(result, dev, top=VALIDATED, protocol=protocol, store=opened, seed=seed)
+        validate(result, dev, top=VALIDATED, protocol=protocol, store=opened, seed=seed, accuracy=accuracy)
         result.save(run)
-        print_validated(result.validated)
+        print_validated(result.validated, level_of(result))
 
         step(6, "Write the page")
         where = f"--device {device} {quoted_space(space)}"

@@ -113,20 +113,22 @@ def validate(
     seed: Seed = 0,
     protocol: ProtocolSettings = None,
 ) -> None:
-    """Measure the found networks on the device, beside what was predicted; writes it into the result."""
+    """Measure the found networks on the device, and their test error; writes it into the result."""
+    from latbench.evaluators import DigitsEvaluator
     from latbench.result import SearchResult
     from latbench.validate import validate as measure_found
 
     found = SearchResult.load(result)
     archs = [parse_arch(found.problem.space, a) for a in arch] if arch else None
+    accuracy = DigitsEvaluator.from_recipe(found.provenance.get("recipe"))
     dev, how = make_device(device, protocol)
     with dev, bar("validating") as b:
         validated = measure_found(
-            found, dev, protocol=how, top=top, archs=archs, store=store, seed=seed,
+            found, dev, protocol=how, top=top, archs=archs, store=store, seed=seed, accuracy=accuracy,
             progress=lambda p: b.update(p.done, p.total, left_s=p.eta_s),
         )  # fmt: skip
     found.save(result)
-    print_validated(validated)
+    print_validated(validated, level_of(found))
     say(f"saved {result}", "bold")
 
 
@@ -169,8 +171,8 @@ def print_front(result: SearchResult) -> None:
         warn(text)
 
 
-def print_validated(validated: list[Validated]) -> None:
-    """Predicted beside measured."""
+def print_validated(validated: list[Validated], level: float) -> None:
+    """Predicted, with intervals at ``level``, beside measured."""
     rows = []
     for v in sorted(validated, key=lambda v: v.predicted.value):
         told = [arch_text(v.arch), ms(v.predicted.value), span(v.predicted.low, v.predicted.high)]
@@ -182,8 +184,23 @@ def print_validated(validated: list[Validated]) -> None:
         rows.append([*told, *seen])
         for limit in (name for name, kept in v.kept.items() if not kept):
             warn(f"{arch_text(v.arch)} does not keep the limit on {limit} when it is measured")
-    columns = ("architecture", "predicted ms", "90 %", "measured ms", "95 %", "off by", "inside")
+    levels = sorted({v.measured.level for v in validated if v.measured is not None})
+    seen_at = "/".join(f"{x:.0%}" for x in levels) or "–"
+    columns = (
+        "architecture",
+        "predicted ms",
+        f"{level:.0%} interval",
+        "measured ms",
+        f"its {seen_at}",
+        "off by",
+        "inside",
+    )
     table(columns, rows, numbers=columns[1:6])
+
+
+def level_of(result: SearchResult) -> float:
+    """The level of the intervals that a search's latency model gave."""
+    return float(result.provenance.get("level", 0.9))
 
 
 # -- parts --------------------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def front_chart(search: SearchReport, x: str, y: str) -> Figure:
         trace(sorted(front), "Pareto set", mode="markers", marker=dot),
     ]  # fmt: skip
     measured = [(f, f.measured) for f in search.found if f.measured is not None]
-    if measured and x.split("@")[0] == "latency_ms":
+    if measured and x == (search.latency or "latency_ms"):
         data.append(_measured_trace(measured, y))
     shapes = [
         {

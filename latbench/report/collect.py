@@ -31,11 +31,14 @@ from latbench.report.words import family
 if TYPE_CHECKING:
     from latbench.predictor import Predictor
     from latbench.result import SearchResult
+    from latbench.setting import Setting
     from latbench.space import SearchSpace
     from latbench.store import CampaignRecord, Store
 
 #: Random architectures that say how fast the family is.
 SAMPLE = 5000
+#: Level of the measurements' intervals.
+LEVEL = 0.95
 #: Longer times without a Visit are pauses, and shortened to this.
 _PAUSE_S = 5.0
 #: Control Visits and Ops are averaged over this many neighbours for the line "removed".
@@ -65,6 +68,7 @@ def collect(
     nets = {k: n for k, n in store.subjects().items() if isinstance(n, Network)}
     environment = next((dict(v.environment) for v in reversed(evidence.visits) if v.environment), {})
     matrix, choices = _matrix(space, models)
+    spread = _range(space, models)
     return Report(
         device=device,
         setting=setting,
@@ -74,13 +78,15 @@ def collect(
         environment=environment,
         checks=checks,
         campaign=_campaign(records, evidence),
-        range_ms=_range(space, models),
+        range_ms=spread[0] if spread else None,
+        sampled=spread[1] if spread else 0,
+        level=LEVEL,
         models=[_model(m, evidence, nets, space, (paths or {}).get(m.name, "")) for m in models],
         drift=_drift(evidence, statistic),
         ops=_ops(evidence, statistic),
         matrix=matrix,
         choices=choices,
-        search=None if result is None else _search(result, space, models),
+        search=None if result is None else _search(result, space, models, setting),
         provenance=_provenance(store, records, models, result, statistic),
         commands=commands,
         created=datetime.now(UTC).isoformat(" ", "seconds"),
@@ -111,7 +117,7 @@ def _model(
     points = []
     level = float(model.card.validation["level"]) if model.card.validation else 0.9
     statistic: Any = model.card.statistic
-    for key, m in evidence.measurements(statistic, purpose="validation").items():
+    for key, m in evidence.measurements(statistic, purpose="validation", level=LEVEL).items():
         net = nets.get(key)
         if net is None or (space is not None and net.origin.get("space") != space.spec):
             continue
@@ -150,7 +156,7 @@ def _drift(evidence: Evidence, statistic: Any) -> DriftReport | None:
     residual = [v for v in drift.residual_percent.values() if isfinite(v)]
     return DriftReport(
         controls, curves, drift.span_percent / 100, float(np.median(residual)) / 100 if residual else nan,
-        drift.warnings, f"{drift.model}; reference state: {drift.reference}",
+        drift.warnings, "" if drift.model == "none" else f"{drift.model}; reference state: {drift.reference}",
     )  # fmt: skip
 
 
@@ -166,7 +172,7 @@ def _busy_seconds(started: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _ops(evidence: Evidence, statistic: Any) -> list[OpCost]:
     out = []
-    for key, m in evidence.measurements(statistic, purpose="op").items():
+    for key, m in evidence.measurements(statistic, purpose="op", level=LEVEL).items():
         op = Op.parse(key)
         out.append(OpCost(key, op.label, op.kind, m.metrics["latency_ms"], op.macs, m.visits, op.level))
     return out
@@ -186,7 +192,8 @@ def _matrix(space: SearchSpace | None, models: Sequence[Predictor]) -> tuple[lis
     return [], []
 
 
-def _range(space: SearchSpace | None, models: Sequence[Predictor]) -> tuple[float, float, float] | None:
+def _range(space: SearchSpace | None, models: Sequence[Predictor]) -> tuple[tuple[float, float, float], int] | None:
+    """The 5 %, 50 % and 95 % quantiles over random networks that the first model predicts, and how many they are."""
     if space is None:
         return None
     archs = space.sample_archs(min(SAMPLE, 4 * space.size), seed=0)
@@ -195,16 +202,24 @@ def _range(space: SearchSpace | None, models: Sequence[Predictor]) -> tuple[floa
             value = model.predict_archs(space, archs).value
         except (UnknownOpError, ArchitectureError):
             continue
-        low, middle, high = np.nanquantile(value, [0.05, 0.5, 0.95])
-        return float(low), float(middle), float(high)
+        value = value[np.isfinite(value)]
+        if not value.size:
+            continue
+        low, middle, high = np.quantile(value, [0.05, 0.5, 0.95])
+        return (float(low), float(middle), float(high)), len(value)
     return None
 
 
-def _search(result: SearchResult, space: SearchSpace | None, models: Sequence[Predictor]) -> SearchReport:
+def _search(
+    result: SearchResult, space: SearchSpace | None, models: Sequence[Predictor], setting: Setting
+) -> SearchReport:
     space = space or result.problem.space
     numbers = {c.number for c in result.front}
     candidates = [c for c in result.candidates if c.evaluated and "failed" not in c.info]
     p = result.provenance
+    # One search may have asked models of several devices: the page is about one of them.
+    own = next((s for s, m in p.get("latency", {}).items() if m["setting_hash"] == setting.hash), None)
+    level = float(p.get("level", 0.9))
     return SearchReport(
         searcher=str(p.get("searcher", "")),
         objectives=[str(o) for o in result.problem.objectives],
@@ -212,22 +227,31 @@ def _search(result: SearchResult, space: SearchSpace | None, models: Sequence[Pr
         candidates=candidates,
         names=[arch_name(c.arch) for c in candidates],
         front=[i for i, c in enumerate(candidates) if c.number in numbers],
-        found=_found(result, space, models),
+        found=_found(result, space, models, setting, level),
         budget=int(p.get("budget", 0)),
         seed=int(p.get("seed", 0)),
         accuracy=str(p.get("recipe") or ""),
+        latency="" if own is None else f"latency_ms{own}",
+        level=level,
     )
 
 
-def _found(result: SearchResult, space: SearchSpace, models: Sequence[Predictor]) -> list[Found]:
-    """The networks that were measured for real; without a validation some along the front."""
+def _found(
+    result: SearchResult, space: SearchSpace, models: Sequence[Predictor], setting: Setting, level: float
+) -> list[Found]:
+    """The networks that were measured in this Setting; where none were, some along the front."""
     values = {c.arch: c.values for c in result.candidates}
     out = []
-    measured = {v.arch: v for v in result.validated}
+    facts = result.provenance.get("latency", {})
+    measured = {
+        v.arch: v
+        for v in result.validated
+        if facts.get(v.value.removeprefix("latency_ms"), {}).get("setting_hash") == setting.hash
+    }
     for arch in list(measured) or [c.arch for c in result.pick(5)]:
         net = space.network(arch)
         v = measured.get(arch)
-        estimate = next((e for e in (_estimate(m, net) for m in models) if e is not None), None)
+        estimate = next((e for e in (_estimate(m, net, level) for m in models) if e is not None), None)
         predicted = v.predicted if v is not None else estimate.metrics["latency_ms"] if estimate else None
         if predicted is None:
             continue
@@ -239,9 +263,9 @@ def _found(result: SearchResult, space: SearchSpace, models: Sequence[Predictor]
     return sorted(out, key=lambda f: f.predicted.value)
 
 
-def _estimate(model: Predictor, net: Network) -> Any:
+def _estimate(model: Predictor, net: Network, level: float) -> Any:
     try:
-        return model.predict(net)
+        return model.predict(net, level=level)
     except (UnknownOpError, UnsupportedOpError):
         return None
 

@@ -62,7 +62,7 @@ class DriftReport:
     span: float
     residual: float
     warnings: Sequence[str] = ()
-    #: How it was removed, in words.
+    #: How it was removed, in words; "" where no correction predicted held-out Visits better than none.
     model: str = ""
 
 
@@ -109,6 +109,10 @@ class SearchReport:
     budget: int = 0
     seed: int = 0
     accuracy: str = ""
+    #: Name of the latency that was predicted for the page's device, "" where there is none: ``latency_ms@device``.
+    latency: str = ""
+    #: Level of the predictions' intervals.
+    level: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ class Report:
     checks: Sequence[Check] = ()
     campaign: Mapping[str, Any] = field(default_factory=dict)
     range_ms: tuple[float, float, float] | None = None
+    #: Random networks that ``range_ms`` was predicted over.
+    sampled: int = 0
+    #: Level of the measurements' intervals.
+    level: float = 0.95
     models: Sequence[ModelReport] = ()
     drift: DriftReport | None = None
     ops: Sequence[OpCost] = ()

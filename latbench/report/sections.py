@@ -47,7 +47,8 @@ def tiles(r: Report) -> str:
         if isfinite(v.noise_floor):
             tiles.append((words.percent(v.noise_floor), "noise floor: the same networks measured twice"))
     if r.drift is not None:
-        tiles.append((words.percent(r.drift.span), "drift of this machine during the campaign, removed"))
+        what = "removed" if r.drift.model else "not removed: no correction was better than none"
+        tiles.append((words.percent(r.drift.span), f"drift of this machine during the campaign, {what}"))
     if r.search is not None:
         tiles.append((str(len(r.search.front)), f"networks in the Pareto set, of {len(r.search.candidates)} tried"))
     if not tiles:
@@ -64,7 +65,7 @@ def search(r: Report, draw: Draw) -> str:
     if s is None:
         return ""
     names = [o.lstrip("-") for o in s.objectives]
-    x = next((n for n in names if n.startswith("latency_ms")), names[0])
+    x = s.latency if s.latency in names else next((n for n in names if n.startswith("latency_ms")), names[0])
     y = next((n for n in names if n != x), x)
     limits = "; ".join(f"{k} ≤ {v:g}" for k, v in s.limits.items())
     why = (
@@ -80,7 +81,7 @@ def search(r: Report, draw: Draw) -> str:
     if measured:
         parts += ["<h3>Predicted beside measured</h3>", draw(charts.found_chart(measured), "Predicted and measured")]
     if s.found:
-        parts.append(_found_table(s, y))
+        parts.append(_found_table(s, y, r.level))
         parts += ["<h3>Their blocks</h3>", _LEGEND]
         for f in s.found:
             svg = diagram(f.network, f.block_ms, f.choices, f.name)
@@ -89,7 +90,7 @@ def search(r: Report, draw: Draw) -> str:
     return section(parts)
 
 
-def _found_table(s: SearchReport, y: str) -> str:
+def _found_table(s: SearchReport, y: str, measured: float) -> str:
     rows = []
     for f in s.found:
         m = f.measured
@@ -99,18 +100,20 @@ def _found_table(s: SearchReport, y: str) -> str:
             f.name, f"{f.values[y]:.4g}" if y in f.values else "–", f"{f.predicted.value:.4g}", span(f.predicted),
             "–" if m is None else f"{m.value:.4g}", "–" if m is None else span(m), off, inside,
         ))  # fmt: skip
-    columns = ("network", y, "predicted ms", "90 %", "measured ms", "95 %", "off by", "inside its interval")
+    levels = (f"{s.level:.0%} interval", f"{measured:.0%} interval")
+    columns = ("network", y, "predicted ms", levels[0], "measured ms", levels[1], "off by", "inside its interval")
     return f'<div class="scroll">{table(columns, rows, numbers=range(1, 7))}</div>'
 
 
 def trust(r: Report, draw: Draw) -> str:
     if not r.models:
         return ""
+    levels = " and ".join(sorted({f"{m.validation.level:.0%}" for m in r.models if m.validation})) or "90%"
     parts = [
         "<h2>How far to trust the predictions</h2>",
         '<p class="why">Networks that no fit has seen were measured on the device, and each model predicted them. The '
-        "bars are 90 % intervals of the predictions and 95 % intervals of the measurements; the band is the noise "
-        "floor, the difference between two full measurements of the same networks.</p>",
+        f"bars are {levels} intervals of the predictions and {r.level:.0%} intervals of the measurements; the band is "
+        "the noise floor, the difference between two full measurements of the same networks.</p>",
     ]
     shown = [m for m in r.models if m.points]
     if shown:
@@ -165,7 +168,7 @@ def costs(r: Report, draw: Draw) -> str:
             (o.label, o.level, f"{o.latency.value:.4g}", span(o.latency), f"{o.macs / 1e6:,.3f}", str(o.visits))
             for o in top
         ]
-        columns = ("Op", "level", "ms", "95 %", "M MACs", "Visits")
+        columns = ("Op", "level", "ms", f"{r.level:.0%} interval", "M MACs", "Visits")
         inner = table(columns, rows, numbers=(2, 3, 4, 5))
         parts.append(
             f"<details><summary>The {len(top)} most expensive Ops</summary><div class=scroll>{inner}</div></details>"
@@ -179,8 +182,14 @@ def drift(r: Report, draw: Draw) -> str:
         return ""
     why = (
         "Control ops of several kinds were measured again and again among all the others. The machine's speed moved by "
-        f"{words.percent(d.span)} during the campaign; that was removed from every number, and "
-        f"{words.percent(d.residual)} of scatter is left." + (f" Corrected by {d.model}." if d.model else "")
+        f"{words.percent(d.span)} during the campaign; "
+        + (
+            f"that was divided out of every number, by {d.model}."
+            if d.model
+            else "no correction predicted held-out Visits better than none, so nothing was divided out."
+        )
+        + f" {words.percent(d.residual)} of scatter is left. Where the kernel tells for how long another program had "
+        "the core, that wait is taken off each run: the numbers are not plain wall times."
     )
     chart = draw(charts.drift_chart(d), "Drift of the control ops") if d.controls else ""
     return section(["<h2>Drift and noise</h2>", f'<p class="why">{escape(why)}</p>', chart, notices(d.warnings)])

@@ -47,8 +47,9 @@ def headline(report: Report) -> list[str]:
     if report.range_ms is not None:
         low, middle, high = report.range_ms
         out.append(
-            f"On {machine(report)}, nine in ten networks of {report.family} take {ms(low)} to {ms(high)}; "
-            f"half of them are faster than {ms(middle)}. {STATISTIC.get(report.statistic, '')}".strip()
+            f"On {machine(report)}, nine in ten networks of {report.family} take {ms(low)} to {ms(high)}, and half of "
+            f"them less than {ms(middle)}, as predicted over {report.sampled:,} random ones. "
+            f"{STATISTIC.get(report.statistic, '')}".strip()
         )
     model = best_model(report)
     if model is not None and model.validation is not None:
@@ -76,7 +77,8 @@ def _trust(model: ModelReport) -> str:
 def _best(report: Report) -> list[str]:
     assert report.search is not None
     s = report.search
-    x = next((o.lstrip("-") for o in s.objectives if o.lstrip("-").startswith("latency_ms")), None)
+    names = [o.lstrip("-") for o in s.objectives]
+    x = s.latency if s.latency in names else next((n for n in names if n.startswith("latency_ms")), None)
     members = [s.candidates[i] for i in s.front]
     if not members or x is None or "error" not in members[0].values:
         return [f"The search evaluated {len(s.candidates)} networks and found {len(s.front)} that none of them beats."]
