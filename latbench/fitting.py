@@ -17,7 +17,7 @@ import numpy as np
 
 from latbench import plugins
 from latbench.card import Card
-from latbench.errors import ConfigError, NotEnoughDataError, UnknownOpError, UnsupportedOpError
+from latbench.errors import ConfigError, DeviceError, NotEnoughDataError, UnknownOpError, UnsupportedOpError
 from latbench.network import Network
 from latbench.predictor import FitData, MeasuredNetwork, Predictor
 from latbench.protocol import Statistic
@@ -49,8 +49,8 @@ def fit(
 ) -> Predictor:
     """Fit the predictor of an entry point's name to the Visits of a device's newest Setting.
 
-    ``device`` is a profile's name, an identity or a Device; without it the store must hold one device. ``space`` keeps
-    only networks of that space (a name keeps those of that name). ``statistic`` is one of
+    ``device`` is a profile's name or ``.toml`` file, an identity, or a Device (if it is open, its very Setting); without
+    it the store must hold one device. ``space`` keeps only networks of that space (a name keeps those of that name). ``statistic`` is one of
     :data:`latbench.protocol.Statistic`, None for the one of the newest campaign's protocol (p50 unless set otherwise).
     "auto" lets cross-validation on the calibration networks choose among :data:`STATISTICS`: each is then compared with
     its own target (the fit by ``min`` predicts the networks' ``min``), so that the choice says which statistic adds up
@@ -273,13 +273,26 @@ def _setting(store: Store, device: Device | str | None) -> Setting:
         return found[0]
     if isinstance(device, str):
         return store.latest_setting(device)
-    return store.latest_setting(device.profile.name)
+    try:
+        setting = device.setting
+    except DeviceError:  # not open: it cannot say more than its profile
+        return store.latest_setting(device.profile.name)
+    known = store.settings(setting.device)
+    if setting not in known:
+        other = f"; its newest Setting there: {'; '.join(known[0].differences(setting))}" if known else ""
+        raise NotEnoughDataError(
+            f"{store.address}: nothing was measured on {setting.device} in its present Setting{other}; "
+            f"run `latbench profile --device {device.profile.name} --space …`"
+        )
+    return setting
 
 
 def _profile(store: Store, device: Device | str | None) -> str:
     """The profile's name, for the card and for commands in error texts."""
     if isinstance(device, str):
-        return device
+        from latbench.profile import find_profile
+
+        return find_profile(device).name if device.endswith(".toml") else device
     if device is not None:
         return device.profile.name
     setting = _setting(store, None)

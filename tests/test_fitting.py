@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy_device import NumpyDevice
 
 import latbench as lb
 from latbench.device import Description
@@ -266,3 +267,24 @@ def test_a_tiny_campaign_on_this_machine_becomes_a_table_that_validates(tmp_path
     assert (values > 0).all()
     one = model.predict(space.network(archs[0].tolist())).latency_ms
     assert one == pytest.approx(values[0])
+
+
+def test_the_file_of_a_profile_finds_what_was_measured_under_its_name(lab, tmp_path):
+    file = tmp_path / "my-lab.toml"
+    file.write_text('name = "lab"\n[transport]\nkind = "local"\n[runtime]\nkind = "onnxruntime"\n')
+    assert fit("table", store=lab.store, device=str(file)).card.device["profile"] == "lab"
+
+
+def test_an_open_device_is_fitted_in_the_setting_that_it_has(lab):
+    class Board(NumpyDevice):
+        @property
+        def setting(self):
+            return replace(lab.world.setting, threads=self.threads)
+
+    lab.store.add_setting(replace(lab.world.setting, cores="little"), profile="lab")
+    board = Board()
+    board.threads = lab.world.setting.threads
+    assert fit("table", store=lab.store, device=board).card.setting == lab.world.setting
+    board.threads = 64
+    with pytest.raises(NotEnoughDataError, match=r"in its present Setting.*threads: \d+ ≠ 64"):
+        fit("table", store=lab.store, device=board)

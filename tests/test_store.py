@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy_device import matmul
 
 from latbench.device import Description
-from latbench.errors import NotEnoughDataError, SearchError, StoreError
+from latbench.errors import ConfigError, NotEnoughDataError, SearchError, StoreError
 from latbench.network import NetworkBuilder
 from latbench.problem import Candidate
 from latbench.protocol import Protocol
@@ -157,6 +157,29 @@ def test_a_profile_name_finds_the_setting_that_was_used_last(store):
     assert store.latest_setting("board-1") == one
     assert store.profiles() == {"board": [one.hash, two.hash]}
     assert store.devices() == {"board-1": {"cpu": "x"}}
+
+
+def test_the_file_of_a_profile_stands_for_its_name(store, tmp_path):
+    store.add_setting(SETTING, profile="my-board")
+    file = tmp_path / "elsewhere.toml"
+    file.write_text('name = "my-board"\n[transport]\nkind = "local"\n[runtime]\nkind = "onnxruntime"\n')
+    assert store.latest_setting(str(file)) == SETTING
+
+
+def test_a_profile_of_several_devices_is_not_guessed_at(store):
+    one, two = (Setting(f"board-{i}", "numpy", "1") for i in (1, 2))
+    store.add_setting(one, profile="board")
+    store.add_setting(two, profile="board")
+    with pytest.raises(ConfigError, match=r"measured as 'board': board-2, board-1; say which"):
+        store.latest_setting("board")
+    assert store.latest_setting("board-1") == one
+
+
+def test_a_profile_of_the_host_means_this_host_where_several_used_it(store, local_device):
+    mine = local_device.setting
+    store.add_setting(mine, profile="local-cpu")
+    store.add_setting(Setting("another-laptop", "onnxruntime", "1"), profile="local-cpu")
+    assert store.latest_setting("local-cpu") == mine
 
 
 def test_asking_for_a_device_that_was_never_measured_names_the_command(store):

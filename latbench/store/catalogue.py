@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from latbench.device import Description
-from latbench.errors import ModelError, NotEnoughDataError
+from latbench.errors import ConfigError, DeviceError, ModelError, NotEnoughDataError
 from latbench.network import Network
 from latbench.op import Op
 from latbench.setting import Setting
@@ -27,6 +27,21 @@ def key_hash(key: str) -> str:
 def insert(db: Database, table: Table) -> Any:
     """An INSERT that knows ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
     return sqlite.insert(table) if db.dialect == "sqlite" else postgresql.insert(table)
+
+
+def _identity_of_host(profile: str) -> str | None:
+    """Identity of this host under a profile, None where the profile is of something else or does not work here."""
+    from latbench.load import load_device
+    from latbench.profile import find_profile
+
+    try:
+        found = find_profile(profile)
+        if found.transport.get("kind") != "local":
+            return None
+        with load_device(found) as device:
+            return device.setting.device
+    except (ConfigError, DeviceError):
+        return None
 
 
 class Catalogue:
@@ -49,18 +64,32 @@ class Catalogue:
             return [Setting.from_json(j) for (j,) in c.execute(query)]
 
     def latest_setting(self, device: str) -> Setting:
-        """The most recently used Setting of a device (identity or profile name).
+        """The most recently used Setting of a device: an identity, a profile's name or its ``.toml`` file.
 
-        Raises :class:`NotEnoughDataError` naming the command that measures it.
+        Where one profile was used with several devices, the Setting is that of this host, if the profile is of the
+        host itself. Raises :class:`NotEnoughDataError` naming the command that measures it, and :class:`ConfigError`
+        where nobody can tell which device is meant.
         """
-        found = self.settings(device)
+        from latbench.profile import find_profile
+
+        name = find_profile(device).name if device.endswith(".toml") else device
+        found = self.settings(name)
         if not found:
             known = sorted(set(self.profiles()) | {x.device for x in self.settings()})
             raise NotEnoughDataError(
-                f"{self._db.address}: nothing was measured on {device!r} (known: {', '.join(known) or 'no device'}); "
+                f"{self._db.address}: nothing was measured on {name!r} (known: {', '.join(known) or 'no device'}); "
                 f"run `latbench profile --device {device} --space …`"
             )
-        return found[0]
+        identities = list(dict.fromkeys(x.device for x in found))
+        if len(identities) == 1 or name in identities:
+            return next(x for x in found if name not in identities or x.device == name)
+        here = _identity_of_host(device)
+        if here not in identities:
+            raise ConfigError(
+                f"device: {self._db.address} holds several devices that were measured as {name!r}: "
+                f"{', '.join(identities)}; say which"
+            )
+        return next(x for x in found if x.device == here)
 
     def profiles(self) -> dict[str, list[str]]:
         """Profile name → hashes of the Settings that it was used with, most recent first."""
