@@ -33,6 +33,10 @@ from latbench.visit import Failure, Role, Visit
 
 #: Seconds to wait for a runner that only has to say who it is.
 HELLO_TIMEOUT_S = 120.0
+#: Events that only show that the runner lives.
+SIGNS_OF_LIFE = ("alive", "note")
+#: Lines without a readable Visit, beyond one for each job, after which a runner is given up.
+MOST_UNREAD = 1000
 
 
 class RunnerRuntime(Runtime):
@@ -157,43 +161,62 @@ class RunnerRuntime(Runtime):
         run: str,
         limit_s: float,
     ) -> Iterator[Visit]:
-        """Visits in the order of the plan. A line that is no measurement fails the Visit that was due.
+        """Visits in the order of the plan.
 
-        The first Visit's environment holds the snapshot of the whole machine, under "machine".
+        A line that cannot be read is charged to nobody: the runner is told to go on (``any``), and a job fails only if
+        its own slot is answered with what is no measurement, or a later one is answered before it. What has been
+        answered already is dropped. The first Visit's environment holds the snapshot of the whole machine, under
+        "machine".
         """
-        reader = VisitReader(run)
-        at, machine = 0, dict[str, Any]()
+        place = {p["slot"]: i for i, p in enumerate(plan)}
+        reader = VisitReader(run, {p["slot"]: p for p in plan if "path" in p})
+        at, machine, unread = 0, dict[str, Any](), list[str]()
         while True:
             while at < len(plan) and "path" not in plan[at]:
                 yield _never(plan[at], notes[plan[at]["slot"]], run)
                 at += 1
             due = plan[at] if at < len(plan) else None
             doing = f"it measured {due['subject']}" if due else "it finished"
+            event: dict[str, Any] = {}
             try:
                 event = talk.event(limit_s, doing)
+                if event["event"] in SIGNS_OF_LIFE:
+                    continue
                 if event["event"] == "started":
                     machine = {"machine": event.get("environment")}
                     continue
                 if event["event"] == "done":
-                    if due is not None:
+                    # Believed where as many lines could not be read as Visits are missing.
+                    left = [p for p in plan[at:] if "path" in p]
+                    if len(left) > len(unread):
                         raise ProtocolError(f"{self.where}: the runner says done while {doing}")
+                    for p in plan[at:]:
+                        yield _skipped(p, notes, run, unread)
                     self.last_run = {k: event[k] for k in ("wall_ns", "spent_ns", "run") if k in event}
                     return
-                visit = reader.read(event, due)
+                visit = reader.read(event)
             except ProtocolError as e:
-                if due is None:
-                    return
-                visit = _failed(due, Failure("ProtocolError", str(e)), run, reader.next_uid())
-            if visit is None:
-                talk.send(ack=reader.uid)
-                continue
+                slot = reader.slot(event, due["slot"] if due else None)
+                if slot is None:
+                    unread.append(str(e))
+                    if len(unread) > MOST_UNREAD + len(plan):
+                        raise ProtocolError(f"{self.where}: nothing but noise while {doing}; at last: {e}") from e
+                    talk.send(ack=str(event.get("uid")), any=True)
+                    continue
+                uid = reader.take_uid(event, f"{run}-host-{slot}")
+                visit = _failed(plan[place[slot]], Failure("ProtocolError", str(e)), run, uid)
             if visit.role != "control":
+                if place[visit.slot] < at:
+                    talk.send(ack=visit.uid, any=True)
+                    continue
+                for p in plan[at : place[visit.slot]]:
+                    yield _skipped(p, notes, run, unread)
+                at, unread = place[visit.slot] + 1, []
                 a = notes[visit.slot]
                 visit = replace(visit, boundary=a.boundary, environment={**visit.environment, **a.note})
-                at += 1
             yield replace(visit, environment={**visit.environment, **machine})
             machine = {}
-            talk.send(ack=reader.uid)
+            talk.send(ack=visit.uid, any=not visit.ok)
 
 
 def _role(subject: Op | Network) -> Role:
@@ -207,10 +230,19 @@ def _failed(job: Mapping[str, Any], failure: Failure, run: str, uid: str) -> Vis
     )
 
 
+def _skipped(job: Mapping[str, Any], notes: Mapping[str, Artefact], run: str, unread: Sequence[str]) -> Visit:
+    """The Visit of a job that has been passed over, though it should have been answered."""
+    if "path" not in job:
+        return _never(job, notes[job["slot"]], run)
+    why = f"; what could not be read instead: {unread[-1]}" if unread else ""
+    failure = Failure("ProtocolError", f"the runner never answered for {job['subject']}{why}")
+    return _failed(job, failure, run, f"{run}-host-{job['slot']}")
+
+
 def _never(job: Mapping[str, Any], a: Artefact, run: str) -> Visit:
     """The Visit of a subject that has no artefact."""
     failure = a.failure or Failure("ModelError", "no artefact")
-    visit = _failed(job, failure, run, f"{run}-{job['slot']}")
+    visit = _failed(job, failure, run, f"{run}-host-{job['slot']}")
     return replace(visit, failure=None, unsupported=failure) if a.unsupported else visit
 
 

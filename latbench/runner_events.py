@@ -6,17 +6,23 @@ The events are described in ``devices/runners/onnxruntime_runner.py``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from latbench.control import CONTROL_KINDS, control_subject
 from latbench.errors import DeviceDiedError, DeviceTimeoutError, ProtocolError, TransportError
+from latbench.metric import METRICS
 from latbench.transport import Stream
-from latbench.visit import Failure, Visit
+from latbench.visit import Failure, Role, Visit
 
 SCHEMA = 1
+#: Seconds since 1970 that no clock shows (year 9999).
+MAX_UNIX_TIME = 253402300800.0
+_CONTROLS = tuple(map(control_subject, CONTROL_KINDS))
 
 
 class Conversation:
@@ -47,8 +53,12 @@ class Conversation:
         if line is None:
             raise self.died(f"while {doing}")
         try:
-            event = json.loads(line, parse_constant=_refuse)
-        except (json.JSONDecodeError, RecursionError, ProtocolError) as e:
+            event = json.loads(line, parse_constant=_refuse, parse_float=_finite)
+            if "\\u" in line:  # half a surrogate pair and NUL can be stored nowhere
+                text = json.dumps(event, ensure_ascii=False).encode()
+                if b"\\u0000" in text:
+                    raise ProtocolError("it holds a NUL character")
+        except (ValueError, RecursionError, ProtocolError) as e:
             raise ProtocolError(f"{self.where}: not an event while {doing}: {line[:200]!r}: {e}") from None
         if not isinstance(event, dict) or event.get("schema") != SCHEMA or not isinstance(event.get("event"), str):
             raise ProtocolError(f"{self.where}: not an event of schema {SCHEMA} while {doing}: {line[:200]!r}")
@@ -71,84 +81,138 @@ def _refuse(name: str) -> None:
     raise ProtocolError(f"{name} is not a measurement")
 
 
-class VisitReader:
-    """Turns ``visit`` events into Visits. ``uid`` is that of the last one."""
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ProtocolError(f"{text} is not a measurement")
+    return value
 
-    def __init__(self, run: str) -> None:
-        self.run, self.uid, self._count = run, "", 0
+
+class VisitReader:
+    """Turns ``visit`` events of one run into Visits. ``jobs`` maps the slots of the plan to its entries."""
+
+    def __init__(self, run: str, jobs: Mapping[str, Mapping[str, Any]]) -> None:
+        self.run, self._jobs = run, jobs
         self._seen: set[str] = set()
 
-    def next_uid(self) -> str:
-        """The uid that the runner must have given to a visit that could not be read, so that it can be acknowledged."""
-        self._count += 1
-        self.uid = f"{self.run}-{self._count}"
-        return self.uid
+    def slot(self, e: Mapping[str, Any], due: str | None) -> str | None:
+        """The slot that an event answers, though it may be no measurement; None if it answers none.
 
-    def read(self, e: dict[str, Any], due: Mapping[str, Any] | None) -> Visit | None:
-        """The Visit, or None if its slot has been answered already. Raises :class:`ProtocolError`."""
-        if e["event"] != "visit":
-            raise ProtocolError(f"unexpected event {e['event']!r}")
-        uid, slot, role = e.get("uid"), e.get("slot"), e.get("role")
-        if not isinstance(uid, str) or not uid.startswith(f"{self.run}-") or not uid.rpartition("-")[2].isdigit():
-            raise ProtocolError(f"uid {uid!r} is not of run {self.run}")
-        if uid in self._seen:
-            raise ProtocolError(f"uid {uid!r} was used before")
-        # An unreadable line was answered under the number that it would have had: what comes late is dropped.
-        late = int(uid.rpartition("-")[2]) <= self._count
-        self._count = max(self._count, int(uid.rpartition("-")[2]) - 1)
-        if late:
-            self.uid = uid
+        A slot of the plan counts if the subject is its own, or if it was due.
+        """
+        slot, role = e.get("slot"), e.get("role")
+        if e.get("event") != "visit" or role == "control" or not isinstance(slot, str) or slot not in self._jobs:
             return None
-        if role != "control" and (due is None or slot != due["slot"] or e.get("subject") != due["subject"]):
-            raise ProtocolError(f"a visit for slot {slot!r}, but {due['slot'] if due else 'none'!r} was due")
+        return slot if slot == due or e.get("subject") == self._jobs[slot]["subject"] else None
+
+    def take_uid(self, e: Mapping[str, Any], otherwise: str) -> str:
+        """The uid for a Visit whose event is no measurement."""
+        uid = self.uid(e)
+        if uid is not None:
+            self._seen.add(uid)
+        return uid or otherwise
+
+    def uid(self, e: Mapping[str, Any]) -> str | None:
+        """The event's uid if it is one of this run, and new."""
+        uid = e.get("uid")
+        number = uid.removeprefix(f"{self.run}-") if isinstance(uid, str) else ""
+        is_ours = isinstance(uid, str) and number != uid and number.isascii() and number.isdigit() and len(number) < 10
+        return uid if is_ours and uid not in self._seen else None
+
+    def read(self, e: Mapping[str, Any]) -> Visit:
+        """The Visit. Raises :class:`ProtocolError`."""
+        if e.get("event") != "visit":
+            raise ProtocolError(f"unexpected event {e.get('event')!r}")
+        uid = self.uid(e)
+        if uid is None:
+            again = "was used before" if e.get("uid") in list(self._seen) else f"is not of run {self.run}"
+            raise ProtocolError(f"uid {e.get('uid')!r} {again}")
+        slot, subject, role = e.get("slot"), e.get("subject"), e.get("role")
+        if role == "control":
+            if slot != "":
+                raise ProtocolError(f"a control visit for slot {slot!r}")
+        else:
+            job = self._jobs.get(slot) if isinstance(slot, str) else None
+            if job is None or (subject, role) != (job["subject"], job["role"]):
+                raise ProtocolError(f"a visit of {role!r} {subject!r} for slot {slot!r}, which the plan does not have")
         visit = _visit(e, self.run)
+        check_visit(visit)
         self._seen.add(uid)
-        self._count += 1
-        self.uid = uid
         return visit
 
 
-def _visit(e: dict[str, Any], run: str) -> Visit:
-    failure, unsupported = _failure(e, "failure"), _failure(e, "unsupported")
-    samples = _times(e, "samples_ns", positive=True)
-    if failure is None and unsupported is None and not samples.size:
-        raise ProtocolError(f"no samples for {e.get('subject')}")
-    wait = _times(e, "wait_ns") if e.get("wait_ns") is not None else None
-    if wait is not None and (wait.shape != samples.shape or (wait > samples).any()):
-        raise ProtocolError(f"wait_ns does not fit samples_ns for {e.get('subject')}")
-    started, ended = e.get("started"), e.get("ended")
-    if not isinstance(started, (int, float)) or not isinstance(ended, (int, float)) or ended < started:
-        raise ProtocolError(f"started {started!r} and ended {ended!r} are no times")
+def check_visit(v: Visit) -> None:
+    """Is it one that may be kept? Whatever device it comes from, nothing else should reach a store.
+
+    Raises :class:`ProtocolError` that says what is wrong.
+    """
+    wrong = next(_faults(v), None)
+    if wrong is not None:
+        raise ProtocolError(f"{wrong} (visit {v.uid!r} of {v.subject!r})")
+
+
+def _faults(v: Visit) -> Iterator[str]:
+    if v.role not in get_args(Role):
+        yield f"role {v.role!r} is none of {', '.join(get_args(Role))}"
+    if v.role == "control" and v.subject not in _CONTROLS:
+        yield f"control subject {v.subject!r} is none of {', '.join(_CONTROLS)}"
+    if not v.subject or not v.uid:
+        yield "subject and uid must not be empty"
+    for name, value in (("started", v.started), ("ended", v.ended)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < MAX_UNIX_TIME:
+            yield f"{name} {value!r} is no Unix time"
+    if v.ended < v.started:
+        yield f"ended {v.ended} before it started {v.started}"
+    if isinstance(v.load_ns, bool) or not isinstance(v.load_ns, int) or not 0 <= v.load_ns < 1 << 63:
+        yield f"load_ns {v.load_ns!r} is no duration"
+    for name, times in (("samples_ns", v.samples_ns), ("warmup_ns", v.warmup_ns)):
+        if times.ndim != 1 or times.dtype != np.int64 or (times <= 0).any():
+            yield f"{name} is no list of positive whole numbers"
+    if v.ok != bool(v.samples_ns.size):
+        yield "it has no samples" if v.ok else "it failed, and has samples all the same"
+    if v.failure is not None and v.unsupported is not None:
+        yield "it says both failure and unsupported"
+    w = v.wait_ns
+    if w is not None and (w.shape != v.samples_ns.shape or (w < 0).any() or (w > v.samples_ns).any()):
+        yield "wait_ns does not fit samples_ns"
+    for name, value in v.metrics.items():
+        if name not in METRICS:
+            yield f"metric {name!r} is none of {', '.join(METRICS)}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            yield f"metric {name} is {value!r}, which is not a finite number of at least 0"
+
+
+def _visit(e: Mapping[str, Any], run: str) -> Visit:
+    texts = {n: e.get(n) for n in ("subject", "role", "uid", "slot")}
+    numbers = {n: e.get(n) for n in ("started", "ended")}
     load = e.get("load_ns", 0)
-    if type(load) is not int or load < 0 or not isinstance(e.get("subject"), str):
-        raise ProtocolError(f"load_ns {load!r} or subject {e.get('subject')!r} is wrong")
+    wrong = [n for n, v in texts.items() if not isinstance(v, str)]
+    wrong += [n for n, v in numbers.items() if type(v) not in (int, float) or not abs(v) < MAX_UNIX_TIME]  # type: ignore[arg-type]
+    wrong += ["load_ns"] if type(load) is not int else []
+    if wrong:
+        raise ProtocolError(f"{', '.join(wrong)} missing or of another type in a visit of {e.get('subject')!r}")
     return Visit(
-        subject=e["subject"], role=e["role"], uid=e["uid"], started=float(started), ended=float(ended),
-        samples_ns=samples, wait_ns=wait, warmup_ns=_times(e, "warmup_ns", positive=True), load_ns=load,
-        environment=_mapping(e, "environment"), metrics=_mapping(e, "metrics"), run=run, slot=e["slot"],
-        failure=failure, unsupported=unsupported,
+        **texts, **{n: float(v) for n, v in numbers.items()},  # type: ignore[arg-type]
+        samples_ns=_times(e, "samples_ns"), wait_ns=_times(e, "wait_ns") if e.get("wait_ns") is not None else None,
+        warmup_ns=_times(e, "warmup_ns"), load_ns=load, environment=_mapping(e, "environment"),
+        metrics=_mapping(e, "metrics"), run=run, failure=_failure(e, "failure"), unsupported=_failure(e, "unsupported"),
     )  # fmt: skip
 
 
-def _times(e: dict[str, Any], name: str, positive: bool = False) -> npt.NDArray[np.int64]:
-    values = e.get(name) or []
-    if not isinstance(values, list) or not all(
-        type(v) is int and (1 if positive else 0) <= v < 1 << 62 for v in values
-    ):
-        raise ProtocolError(
-            f"{name} of {e.get('subject')} is not a list of {'positive' if positive else 'whole'} numbers"
-        )
+def _times(e: Mapping[str, Any], name: str) -> npt.NDArray[np.int64]:
+    values = [] if e.get(name) is None else e[name]
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 1 << 62 for v in values):
+        raise ProtocolError(f"{name} of {e.get('subject')} is not a list of whole numbers")
     return np.array(values, np.int64)
 
 
-def _mapping(e: dict[str, Any], name: str) -> dict[str, Any]:
-    value = e.get(name) or {}
+def _mapping(e: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = {} if e.get(name) is None else e[name]
     if not isinstance(value, dict):
         raise ProtocolError(f"{name} of {e.get('subject')} is not an object")
     return value
 
 
-def _failure(e: dict[str, Any], name: str) -> Failure | None:
+def _failure(e: Mapping[str, Any], name: str) -> Failure | None:
     f = e.get(name)
     if f is None:
         return None

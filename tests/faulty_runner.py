@@ -23,6 +23,26 @@ def line(talk, text):
     talk.out.flush()
 
 
+def misbehave_in_control(talk, values):
+    """Commit the fault at every control visit."""
+    if FAULT == "control-noise-before":
+        line(talk, "a library says hello")
+    if FAULT == "control-much-noise-before":
+        for _ in range(50):
+            line(talk, "a library says hello")
+    if FAULT == "control-garbage":
+        return line(talk, "Segmentation fault (core dumped)")
+    if FAULT == "control-nan":
+        return line(talk, '{"schema":1,"event":"visit","role":"control","slot":"","samples_ns":[NaN]}')
+    if FAULT == "control-infinite":
+        return line(talk, '{"schema":1,"event":"visit","role":"control","slot":"","started":1e999}')
+    if FAULT.startswith("control-without-"):
+        del values[FAULT.removeprefix("control-without-")]
+    if FAULT == "control-of-another-subject":
+        values["subject"] = "control:another"
+    return say(talk, "visit", **values)
+
+
 def misbehave(talk, event, **values):
     global count
     count += event == "visit" and values["role"] != "control"
@@ -33,6 +53,8 @@ def misbehave(talk, event, **values):
             values["runtime_version"] = None
         if FAULT == "no-cpu-provider":
             values["providers"] = ["OtherExecutionProvider"]
+    if event == "visit" and values["role"] == "control" and FAULT.startswith("control-"):
+        return misbehave_in_control(talk, values)
     if event != "visit" or values["role"] == "control" or count != AT:
         return say(talk, event, **values)
     samples = values["samples_ns"]
@@ -41,6 +63,14 @@ def misbehave(talk, event, **values):
     if FAULT == "noise-before":
         line(talk, "a library says hello")
         return say(talk, event, **values)
+    if FAULT in ("note", "alive", "unknown-event"):
+        say(talk, FAULT, text="still here")
+        return say(talk, event, **values)
+    if FAULT == "twice":
+        say(talk, event, **values)
+        return say(talk, event, **values)
+    if FAULT == "infinite":
+        return line(talk, '{"schema":1,"event":"visit","uid":"' + values["uid"] + '","started":1e999}')
     if FAULT == "nan":
         return line(talk, '{"schema":1,"event":"visit","uid":"' + values["uid"] + '","samples_ns":[NaN]}')
     if FAULT == "schema":
@@ -70,8 +100,19 @@ def misbehave(talk, event, **values):
             "wrong-run": {"uid": "another-1"},
             "backwards": {"ended": values["started"] - 1},
             "odd-failure": {"failure": "it broke"},
+            "wrong-role": {"role": "judge"},
+            "no-control": {"role": "control", "slot": ""},
+            "uid-again": {"uid": values["uid"].rpartition("-")[0] + "-1"},
+            "unknown-metric": {"metrics": {"beauty": 1.0}},
+            "negative-metric": {"metrics": {"energy_mj": -1.0}},
+            "text-metric": {"metrics": {"energy_mj": "much"}},
+            "endless-load": {"load_ns": 1 << 70},
+            "nul": {"environment": {"governor": "\0"}},
+            "half-a-character": {"environment": {"governor": "\ud800"}},
         }.get(FAULT, {})
     )
+    if FAULT.startswith("without-"):
+        del values[FAULT.removeprefix("without-")]
     return say(talk, event, **values)
 
 

@@ -48,7 +48,9 @@ def take(device: ProfiledDevice, into: list[Visit]) -> None:
     "fault",
     [
         "garbage", "nan", "schema", "negative", "zero", "empty", "float", "text", "wait-longer-than-run", "wrong-slot",
-        "wrong-subject", "wrong-run", "backwards", "odd-failure", "noise-before",
+        "wrong-subject", "wrong-run", "backwards", "odd-failure", "infinite", "wrong-role", "no-control", "uid-again",
+        "unknown-metric", "negative-metric", "text-metric", "endless-load", "nul", "half-a-character", "without-role",
+        "without-slot", "without-uid", "without-subject", "without-started", "without-samples_ns",
     ],
 )  # fmt: skip
 def test_an_answer_that_is_no_measurement_fails_its_visit_and_the_stream_goes_on(
@@ -63,6 +65,47 @@ def test_an_answer_that_is_no_measurement_fails_its_visit_and_the_stream_goes_on
     assert visits[1].failure.kind == "ProtocolError"
     assert visits[1].samples_ns.size == 0
     assert len({v.uid for v in visits}) == 3
+
+
+@pytest.mark.parametrize("fault", ["noise-before", "note", "alive", "unknown-event", "twice"])
+def test_what_is_said_beside_a_measurement_costs_nothing(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", fault)
+    take(device, visits)
+    assert [(v.slot, v.ok) for v in visits] == [("slot-0", True), ("slot-1", True), ("slot-2", True)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "control-noise-before", "control-much-noise-before", "control-garbage", "control-nan", "control-infinite",
+        "control-without-uid", "control-without-slot", "control-without-subject", "control-without-role",
+        "control-without-samples_ns", "control-without-started", "control-of-another-subject",
+    ],
+)  # fmt: skip
+def test_damaged_control_visits_fail_no_job(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    jobs = [Job(str(i), Op.make("relu", [TensorSpec((1, 16))])) for i in range(12)]
+    monkeypatch.setenv("FAULT", fault)
+    slow = QUICK.model_copy(update={"min_ms": 30.0, "max_ms": 30.0, "max_runs": 10**6, "control_share": 0.5})
+    visits = list(device.visits(jobs, slow))
+    monkeypatch.setenv("FAULT", "")
+    assert [(v.slot, v.ok) for v in visits if v.role != "control"] == [(j.slot, True) for j in jobs]
+    assert all(v.ok for v in visits)
+    assert any(v.role == "control" for v in device.visits(jobs, slow))  # so that there was something to damage
+
+
+def test_a_last_line_that_cannot_be_read_fails_the_last_job(
+    device: ProfiledDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[Visit] = []
+    monkeypatch.setenv("FAULT", "garbage")
+    monkeypatch.setenv("FAULT_AT", "3")
+    take(device, visits)
+    assert [v.ok for v in visits] == [True, True, False]
 
 
 def test_a_device_that_hangs_is_given_up_and_what_was_measured_stays(

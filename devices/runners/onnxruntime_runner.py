@@ -8,8 +8,9 @@ It reads commands as JSON lines from standard input and answers with events as J
 ``visits``    -> ``started``, ``visit`` for each job (and for control ops in between), then ``done`` with the time spent
 
 In ``visits`` every visit is first appended to the log, if there is one, then written out; the next one is loaded
-meanwhile, but not timed before the host has acknowledged (``{"ack": uid}``), so that at most one visit is in flight
-and the host rests while times are taken. The program ends when its standard input closes.
+meanwhile, but not timed before the host has acknowledged (``{"ack": uid}``; with ``"any": true``, whatever it was,
+because it could not be read), so that at most one visit is in flight and the host rests while times are taken.
+``alive`` and ``note`` may be said at any time: they show that the program lives. It ends with its standard input.
 """
 
 # ruff: noqa: B905, UP031
@@ -210,6 +211,14 @@ class Talk:
         """The next command."""
         return json.loads(self.lines.get())
 
+    def forget(self):
+        """Drop what has been said and not been read."""
+        while True:
+            try:
+                self.lines.get_nowait()
+            except queue.Empty:
+                return
+
     def say(self, event, **values):
         """Write an event."""
         values.update(schema=SCHEMA, event=event)
@@ -404,7 +413,8 @@ class Visits:
         """Wait until the host has taken the last visit."""
         a = _clock()
         while self.pending is not None:
-            if self.talk.next().get("ack") == self.pending:
+            answer = self.talk.next()
+            if answer.get("ack") == self.pending or answer.get("any"):
                 self.pending = None
         self.spent["acknowledge"] += _clock() - a
 
@@ -510,6 +520,8 @@ class Visits:
             entry = {"uid": uid, "slot": job.get("slot", ""), "run": self.run, "subject": job["subject"], "time": ended}
             os.write(self.log, (json.dumps(entry, separators=(",", ":")) + "\n").encode())
             os.fsync(self.log)
+        # What the host has said before cannot be meant for this visit.
+        self.talk.forget()
         self.pending = uid
         self.talk.say(
             "visit", uid=uid, slot=job.get("slot", ""), subject=job["subject"], role=job["role"], run=self.run,
