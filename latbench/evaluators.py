@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,22 @@ class DigitsEvaluator(AccuracyEvaluator):
         """Train each from scratch. Raises :class:`NotInstalledError` without torch, :class:`ConfigError` as check."""
         return [self._score(space, arch, "validation") for arch in archs]
 
-    def test(self, space: SearchSpace, arch: Arch) -> dict[str, float]:
-        """``error`` and ``val_loss`` on the images that no search has seen, for the final report."""
-        return self._score(space, arch, "test")
+    def test(self, space: SearchSpace, archs: Sequence[Arch]) -> list[Mapping[str, float]]:
+        """Trained as for :meth:`evaluate`; ``error`` and ``val_loss`` on the 397 images that no search has seen."""
+        return [self._score(space, arch, "test") for arch in archs]
+
+    @classmethod
+    def from_recipe(cls, recipe: str | None) -> DigitsEvaluator | None:
+        """The evaluator that has this ``recipe``; None where it is another evaluator's."""
+        found = re.fullmatch(
+            r"digits-1 epochs=(\d+) batch_size=(\d+) lr=(\S+) seed=(\d+) split_seed=(\d+)", recipe or "", re.ASCII
+        )
+        if not found:
+            return None
+        epochs, batch_size, lr, seed, split_seed = found.groups()
+        return cls(
+            epochs=int(epochs), batch_size=int(batch_size), lr=float(lr), seed=int(seed), split_seed=int(split_seed)
+        )
 
     def _score(self, space: SearchSpace, arch: Arch, part: str) -> dict[str, float]:
         error, loss = digits.train_and_score(

@@ -122,6 +122,14 @@ class AccuracyEvaluator(ABC):
         :class:`~latbench.errors.ModelError`, for all of ``archs``. Any other exception ends the search.
         """
 
+    def test(self, space: SearchSpace, archs: Sequence[Arch]) -> Sequence[Mapping[str, float]] | None:
+        """As :meth:`evaluate`, on data that no search has seen; None where there are none.
+
+        The best of many by :meth:`evaluate` is best by luck, too, so that its error there is too low: final reports
+        give this one.
+        """
+        return None
+
 
 class CheapValues(Protocol):
     """Values that need no training, for many architectures at once."""

@@ -1,7 +1,8 @@
-"""Measuring what a search found, on the device itself, beside what was predicted.
+"""Measuring what a search found, on the device itself, beside what was predicted; and testing its accuracy.
 
 A search picks the architectures that its latency model is most optimistic about, so that limits which hold by
-prediction may break on the device. Here they are judged on measurements.
+prediction may break on the device. Here they are judged on measurements. Nor is the validation error of the best of
+many an honest one: an evaluator that has kept data aside tells the test error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from latbench.device import Device
 from latbench.errors import ConfigError, DeviceError, SettingMismatchError
 from latbench.evidence import Evidence
 from latbench.plan import Plan
-from latbench.problem import Candidate
+from latbench.problem import AccuracyEvaluator, Candidate
 from latbench.protocol import Protocol
 from latbench.setting import Setting
 from latbench.space import Arch
@@ -37,7 +38,8 @@ class Validated:
 
     ``value`` is the name of the predicted value (``latency_ms``, ``latency_ms@device``). ``measured`` is None where the
     device could not run it, and ``failure`` says why. ``kept`` maps each limit to whether it is kept: limits on this
-    device's latency by the measured value, all others by the candidate's values.
+    device's latency by the measured value, all others by the candidate's values. ``test_error`` is a fraction, on data
+    that the search has not seen; None where nobody asked for it, or the evaluator has no such data.
     """
 
     arch: Arch
@@ -46,6 +48,7 @@ class Validated:
     measured: Measurement | None
     kept: Mapping[str, bool] = field(default_factory=dict)
     failure: str = ""
+    test_error: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -71,6 +74,7 @@ class Validated:
             },
             "kept": dict(self.kept),
             "failure": self.failure,
+            "test_error": self.test_error,
         }  # fmt: skip
 
     @classmethod
@@ -82,8 +86,9 @@ class Validated:
             m["statistics"], int(m["visits"]), float(m["level"]), warnings=tuple(m["warnings"]),
         )  # fmt: skip
         return cls(
-            tuple(d["arch"]), d["value"], _interval(d["predicted"]), measured or None, dict(d["kept"]), d["failure"]
-        )
+            tuple(d["arch"]), d["value"], _interval(d["predicted"]), measured or None, dict(d["kept"]), d["failure"],
+            None if (error := d.get("test_error")) is None else float(error),
+        )  # fmt: skip
 
 
 def validate(
@@ -96,17 +101,22 @@ def validate(
     store: Store | str | Path | None = None,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
+    accuracy: AccuracyEvaluator | None = None,
 ) -> list[Validated]:
     """Measure ``top`` networks at equal distance along the front (or these ``archs``) on the device.
 
     They are measured in one campaign, in turns, by the statistic that the latency model predicts; with ``store`` its
     Visits are kept and an interrupted validation goes on. The outcome is also put into ``result.validated``, in place
-    of what was there for the same architectures and device.
+    of what was there for the same architectures and device. ``accuracy``, the search's evaluator, tells the test errors
+    where it has kept data aside (:meth:`~latbench.problem.AccuracyEvaluator.test`).
 
     Raises :class:`SettingMismatchError` where none of the search's latency models is for this device in its Setting,
-    :class:`ConfigError` where there is nothing to validate, and what the campaign raises.
+    :class:`ConfigError` where there is nothing to validate, or for an evaluator of another recipe than the search's,
+    and what the campaign raises.
     """
     chosen = _chosen(result, top, archs)
+    if accuracy is not None and accuracy.recipe != (recipe := result.provenance.get("recipe")):
+        raise ConfigError(f"the search's evaluator was {recipe!r}, not {accuracy.recipe!r}: give that one as accuracy=")
     with ExitStack() as stack:
         try:
             setting = device.setting
@@ -120,6 +130,8 @@ def validate(
         if store is None:
             store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latbench-"))) / "validate.db"
         measured, failed = _measure(result, device, chosen, rules, store, seed, progress)
+    # After the campaign: trainings would disturb it.
+    tested = {v.arch: v.test_error for v in result.validated} | _test_errors(result, chosen, accuracy)
     out = []
     for c in chosen:
         low, high = (c.values.get(f"latency_{end}_ms{suffix}", c.values[name]) for end in ("low", "high"))
@@ -128,7 +140,8 @@ def validate(
         for limit, most in {**result.problem.limits, **result.problem.soft_limits}.items():
             value = (m.latency_ms if m else None) if limit == name else c.values.get(limit)
             kept[limit] = value is not None and value <= most
-        out.append(Validated(c.arch, name, Interval(c.values[name], low, high), m, kept, failed.get(c.arch, "")))
+        predicted = Interval(c.values[name], low, high)
+        out.append(Validated(c.arch, name, predicted, m, kept, failed.get(c.arch, ""), tested.get(c.arch)))
     done = {(v.arch, v.value) for v in out}
     result.validated = [v for v in result.validated if (v.arch, v.value) not in done] + out
     result.provenance["validated_setting"] = setting.hash
@@ -198,6 +211,17 @@ def _measure(
     why = {v.subject: v.failure or v.unsupported for v in visits}
     failed = {a: f"{f.kind}: {f.message}" for a, n in nets.items() if n.key not in found and (f := why.get(n.key))}
     return {a: found[n.key] for a, n in nets.items() if n.key in found}, failed
+
+
+def _test_errors(
+    result: SearchResult, chosen: Sequence[Candidate], accuracy: AccuracyEvaluator | None
+) -> dict[Arch, float | None]:
+    """Test error of each architecture that has one."""
+    archs = [c.arch for c in chosen]
+    answers = accuracy.test(result.problem.space, archs) if accuracy is not None else None
+    if answers is None:
+        return {}
+    return {a: float(v["error"]) for a, v in zip(archs, answers, strict=True) if np.isfinite(v["error"])}
 
 
 def _ends(x: Interval) -> list[float | None]:

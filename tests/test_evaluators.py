@@ -36,7 +36,7 @@ def test_a_training_repeats_bit_for_bit_and_is_tested_on_other_images() -> None:
     (first,), (again,) = (evaluator.evaluate(space, [(2, 1, 1, 1)]) for _ in range(2))
     assert first == again
     assert DigitsEvaluator(epochs=2, seed=1).evaluate(space, [(2, 1, 1, 1)]) != [first]
-    assert evaluator.test(space, (2, 1, 1, 1)) != first
+    assert evaluator.test(space, [(2, 1, 1, 1)]) != [first]
 
 
 def test_images_are_split_once_and_no_part_shares_an_image() -> None:
@@ -208,3 +208,24 @@ def test_searching_nasbench201_by_its_tables_finds_most_of_the_front(data_dir: P
 
     shares = {n: np.mean([share(n, s) for s in range(5)]) for n in ("random", "moga")}
     assert shares["moga"] > max(shares["random"] + 0.01, 0.95)
+
+
+def test_the_evaluator_of_a_recipe_has_that_recipe() -> None:
+    first = DigitsEvaluator(epochs=3, batch_size=64, lr=0.05, seed=2, split_seed=1)
+    again = DigitsEvaluator.from_recipe(first.recipe)
+    assert again is not None
+    assert again.recipe == first.recipe
+    assert DigitsEvaluator.from_recipe("tabular:x.parquet:y") is DigitsEvaluator.from_recipe(None) is None
+
+
+def test_each_part_is_scored_on_its_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other labels in one part change the score on that part alone."""
+    parts = dict(digits.split(0, 3, 8, 8))
+    space, evaluator, archs = ToySpace(2, 2), DigitsEvaluator(epochs=1), [(0, 1)]
+    honest = {"validation": evaluator.evaluate(space, archs), "test": evaluator.test(space, archs)}
+    for part in honest:
+        x, y = parts[part]
+        changed = {**parts, part: (x, (y + 1) % 10)}
+        monkeypatch.setattr(digits, "split", lambda *_, found=changed: found)
+        now = {"validation": evaluator.evaluate(space, archs), "test": evaluator.test(space, archs)}
+        assert {p for p in honest if now[p] != honest[p]} == {part}

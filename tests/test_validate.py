@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import pytest
 from numpy_device import QUICK, NumpyDevice, failing
-from search_support import table, toy_evaluator
+from search_support import table, toy_error, toy_evaluator
 
 import latbench as lb
 from latbench.device import Device
 from latbench.errors import ConfigError, DeviceError, SettingMismatchError
+from latbench.evaluators import FunctionEvaluator
 from latbench.protocol import Protocol
 from latbench.result import SearchResult
 from latbench.setting import Setting
+from latbench.space import Arch
 from latbench.store import Store
 from latbench.testing.searchers import ToySpace
 from latbench.validate import Validated, validate
@@ -27,8 +30,8 @@ SPACE = ToySpace(4, 3)
 
 def searched(setting: Setting, *, slow: float = 1, **changes: object) -> SearchResult:
     model = table(SPACE, setting=setting, slow=slow)
-    options = {"objectives": ["error", "latency_ms"], "budget": 30, **changes}
-    return lb.search("random", space=SPACE, latency=model, accuracy=toy_evaluator(), **options)  # type: ignore[arg-type]
+    options = {"objectives": ["error", "latency_ms"], "budget": 30, "accuracy": toy_evaluator(), **changes}
+    return lb.search("random", space=SPACE, latency=model, **options)  # type: ignore[arg-type]
 
 
 def test_found_networks_are_measured_on_the_real_device(
@@ -149,3 +152,29 @@ def test_there_must_be_something_to_validate() -> None:
             validate(SearchResult(result.problem, [], result.provenance), device)
         with pytest.raises(ConfigError, match="no latency model"):
             validate(SearchResult(result.problem, result.candidates, {}), device)
+
+
+class KeptAside(FunctionEvaluator):
+    """Has kept data aside, on which every error is a tenth higher."""
+
+    def test(self, space: lb.SearchSpace, archs: Sequence[Arch]) -> list[dict[str, float]]:
+        return [{"error": toy_error(space, a) + 0.1 if a[0] else nan} for a in archs]
+
+
+def test_the_test_error_stands_beside_the_measurement_and_in_the_files(tmp_path: Path) -> None:
+    with NumpyDevice() as device:
+        evaluator = KeptAside(toy_error, recipe="tested")
+        result = searched(device.setting, accuracy=evaluator)
+        archs = [next(c.arch for c in result.candidates if bool(c.arch[0]) is first) for first in (True, False)]
+        validate(result, device, protocol=QUICK, archs=archs, accuracy=evaluator)
+        errors = [v.test_error for v in result.validated]
+        # A training that diverged has no error.
+        assert errors == [pytest.approx(toy_error(SPACE, archs[0]) + 0.1), None]
+        # Validated again without the evaluator, what is known stays known.
+        validate(result, device, protocol=QUICK, archs=archs)
+        with pytest.raises(ConfigError, match="the search's evaluator was 'tested', not 'toy_error'"):
+            validate(result, device, protocol=QUICK, archs=archs, accuracy=toy_evaluator())
+    result.save(tmp_path / "r")
+    assert [v.test_error for v in SearchResult.load(tmp_path / "r", space=SPACE).validated] == errors
+    old = {k: v for k, v in result.validated[0].to_json().items() if k != "test_error"}
+    assert Validated.from_json(old).test_error is None
