@@ -49,8 +49,9 @@ def fit(
 ) -> Predictor:
     """Fit the predictor of an entry point's name to the Visits of a device's newest Setting.
 
-    ``device`` is a profile's name or ``.toml`` file, an identity, or a Device (if it is open, its very Setting); without
-    it the store must hold one device. ``space`` keeps only networks of that space (a name keeps those of that name). ``statistic`` is one of
+    ``device`` is a profile's name or ``.toml`` file, an identity, or a Device (if it is open, its very Setting);
+    without it the store must hold one device. ``space`` keeps only networks of that space (a name keeps those of that
+    name). ``statistic`` is one of
     :data:`latbench.protocol.Statistic`, None for the one of the newest campaign's protocol (p50 unless set otherwise).
     "auto" lets cross-validation on the calibration networks choose among :data:`STATISTICS`: each is then compared with
     its own target (the fit by ``min`` predicts the networks' ``min``), so that the choice says which statistic adds up
@@ -277,9 +278,9 @@ def _setting(store: Store, device: Device | str | None) -> Setting:
         setting = device.setting
     except DeviceError:  # not open: it cannot say more than its profile
         return store.latest_setting(device.profile.name)
-    known = store.settings(setting.device)
-    if setting not in known:
-        other = f"; its newest Setting there: {'; '.join(known[0].differences(setting))}" if known else ""
+    stored = store.settings(setting.device)
+    if setting not in stored:
+        other = f"; its newest Setting there: {'; '.join(stored[0].differences(setting))}" if stored else ""
         raise NotEnoughDataError(
             f"{store.address}: nothing was measured on {setting.device} in its present Setting{other}; "
             f"run `latbench profile --device {device.profile.name} --space …`"

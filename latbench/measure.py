@@ -10,6 +10,7 @@ from latbench import errors
 from latbench.device import Device, Job
 from latbench.errors import DeviceError, UnsupportedOpError
 from latbench.evidence import Evidence
+from latbench.host_lock import HostLock
 from latbench.network import Network
 from latbench.op import Op
 from latbench.protocol import Protocol
@@ -32,28 +33,48 @@ def measure(
     reached; a contended Visit is taken again, at most ``max_requeues`` times for each Visit asked for. ``progress`` is
     called after every Visit with the Measurement so far, once there are two.
 
-    Raises the device's error where no Visit gave samples: :class:`UnsupportedOpError` where the device says that it
-    cannot run the subject, else the typed error of the last failure.
+    The device is held meanwhile as a campaign holds it (:class:`DeviceBusyError` if another one measures). Where Visits
+    fail or the device is lost, what there is by then is given with a warning. Raises the device's error where no Visit
+    gave samples: :class:`UnsupportedOpError` where the device says that it cannot run the subject, else the typed error
+    of the last failure.
     """
+    with HostLock(device.setting.device, f"measure of {subject.name if isinstance(subject, Network) else subject}"):
+        return _measure(device, subject, protocol, progress)
+
+
+def _measure(
+    device: Device,
+    subject: Network | Op,
+    protocol: Protocol,
+    progress: Callable[[Visit, Measurement | None], None] | None,
+) -> Measurement:
     taken: list[Visit] = []
     evidence = Evidence([], device.setting)
     result: Measurement | None = None
     contended = failed = 0
+    trouble = ""
     for number in itertools.count():
         good = len(evidence.uids(subject.key))
         if good >= protocol.max_visits or (good >= protocol.min_visits and result and _narrow(result, protocol)):
             break
         own = None
-        for v in device.visits([Job(f"measure/{number}", subject)], protocol):
-            if v.role != "control":
-                own = v
-            taken.append(v)
-        if own is None:
-            raise DeviceError(f"{device.profile.name}: the run ended without a Visit of {subject.key}")
+        try:
+            for v in device.visits([Job(f"measure/{number}", subject)], protocol):
+                if v.role != "control":
+                    own = v
+                taken.append(v)
+            if own is None:
+                raise DeviceError(f"{device.profile.name}: the run ended without a Visit of {subject.key}")
+        except DeviceError as e:
+            if result is None:
+                raise
+            trouble = f"the device was lost: {e}"
+            break
         if own.unsupported:
             raise UnsupportedOpError(subject.key, own.unsupported.message)
         if own.failure:
             failed += 1
+            trouble = f"{failed} Visits failed, the last one with {own.failure.kind}: {own.failure.message}"
             if failed > protocol.max_requeues:
                 break
         elif (
@@ -68,9 +89,13 @@ def measure(
             progress(own, result)
     if result is None:
         raise _error(next(v for v in reversed(taken) if v.failure))
+    warnings = list(result.warnings)
     if contended:
-        result = replace(result, warnings=(*result.warnings, f"{contended} contended Visits were taken again"))
-    return result
+        warnings.append(f"{contended} contended Visits were taken again")
+    if trouble:
+        few = f"only {result.visits} of {protocol.min_visits} Visits: " if result.visits < protocol.min_visits else ""
+        warnings.append(few + trouble)
+    return replace(result, warnings=tuple(warnings))
 
 
 def _narrow(m: Measurement, protocol: Protocol) -> bool:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import latbench as lb
 from latbench.device import Description, Device, Job, Unit
-from latbench.errors import DeviceDiedError, DeviceError, DeviceTimeoutError, UnsupportedOpError
+from latbench.errors import DeviceBusyError, DeviceDiedError, DeviceError, DeviceTimeoutError, UnsupportedOpError
+from latbench.host_lock import HostLock
 from latbench.measure import measure
 from latbench.network import Network
 from latbench.op import Op, TensorSpec
 from latbench.protocol import Protocol
 from latbench.setting import Setting
-from latbench.visit import Failure, Visit
+from latbench.visit import Failure, Measurement, Visit
 
 OP = Op.make("relu", [TensorSpec((1, 8, 16, 16))])
+pytestmark = pytest.mark.usefixtures("own_locks")
 FAST = Protocol(min_runs=5, max_runs=20, min_ms=0.5, max_ms=5.0, warmup_max_ms=5.0, min_visits=2, max_visits=3)  # type: ignore[call-arg]
 
 
@@ -79,6 +84,66 @@ def test_contended_visits_are_taken_again_and_that_is_said() -> None:
 def test_a_failure_among_good_visits_is_left_out() -> None:
     d = Scripted([Failure("DeviceTimeoutError", "slow"), 1.0, 1.0])
     assert measure(d, OP, Protocol(min_visits=2, max_visits=2)).visits == 2  # type: ignore[call-arg]
+
+
+def test_fewer_visits_than_asked_for_are_said_to_be_few() -> None:
+    d = Scripted([1.0, *[Failure("DeviceTimeoutError", "too slow")] * 9])
+    m = measure(d, OP, Protocol(min_visits=4, max_visits=4, max_requeues=2))  # type: ignore[call-arg]
+    assert (m.visits, d.asked) == (1, 4)
+    assert any("only 1 of 4 Visits: 3 Visits failed" in w and "too slow" in w for w in m.warnings)
+
+
+def test_a_device_that_is_lost_does_not_take_the_visits_before_with_it() -> None:
+    class Dying(Scripted):
+        def visits(self, jobs: Sequence[Job], protocol: Protocol) -> Iterator[Visit]:
+            if self.asked == 3:
+                raise DeviceDiedError("signal 11")
+            return super().visits(jobs, protocol)
+
+    m = measure(Dying([1.0, 1.2, 1.1]), OP, Protocol(min_visits=8, max_visits=8))  # type: ignore[call-arg]
+    assert m.visits == 3
+    assert any("only 3 of 8 Visits: the device was lost: signal 11" in w for w in m.warnings)
+    dead = Dying([1.0])
+    dead.asked = 3
+    with pytest.raises(DeviceDiedError, match="signal 11"):
+        measure(dead, OP, FAST)
+
+
+def test_a_device_that_another_process_measures_is_refused() -> None:
+    code = (
+        "import sys; from latbench.host_lock import HostLock\n"
+        "with HostLock('scripted', 'theirs'): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        d = Scripted([1.0])
+        with pytest.raises(DeviceBusyError, match=rf"theirs \(pid {other.pid}"):
+            measure(d, OP, FAST)
+        assert d.asked == 0
+    finally:
+        other.communicate("")
+    assert measure(d, OP, FAST).visits == 2
+
+
+def test_while_it_measures_others_are_told_what_holds_the_device() -> None:
+    def other(v: Visit, m: Measurement | None) -> None:
+        with pytest.raises(DeviceBusyError, match="measure of relu"), HostLock("scripted", "other"):
+            pass
+
+    assert measure(Scripted([1.0]), OP, FAST, progress=other).visits == 2
+
+
+def test_waiting_for_the_core_is_no_contention() -> None:
+    class Waiting(Scripted):
+        def visits(self, jobs: Sequence[Job], protocol: Protocol) -> Iterator[Visit]:
+            for v in super().visits(jobs, protocol):
+                wait = np.arange(v.samples_ns.size, dtype=np.int64) * 1_000_000
+                yield replace(v, samples_ns=v.samples_ns + wait, wait_ns=wait)
+
+    m = measure(Waiting([1.0]), OP, Protocol(min_visits=2, max_visits=2))  # type: ignore[call-arg]
+    assert not any("contended" in w for w in m.warnings)
 
 
 @pytest.mark.parametrize(
