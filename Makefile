@@ -4,7 +4,9 @@
 # On Linux without a GPU, take PyTorch's CPU build (200 MB instead of 3 GB): set PIP_EXTRA_INDEX_URL to the CPU index
 # that PyTorch's install page names.
 
-PYTHON ?= python3.11
+# The first Python of these that is new enough; `make PYTHON=…` takes another.
+PYTHON ?= $(shell for p in python3.11 python3; do command -v $$p >/dev/null 2>&1 \
+	&& $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCHMARKS ?= additivity drift budget throughput kill_resume
@@ -24,6 +26,8 @@ help:
 	@echo "make wheel  build the wheel into dist/                                           (installs: core + dev)"
 
 $(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "latbench needs Python 3.11 or newer, and neither python3.11 nor python3 is: say \
+	which with make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp a set of extras, so that a second `make` starts at once. torch comes first and alone: pip then keeps the
