@@ -79,7 +79,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
             objectives=["latency_ms@far", "latency_ms@near", "-params"], budget=12, level=0.8,
         )  # fmt: skip
         front = result.front
-        for m, suffix, factor in ((far, "@far", 9.0), (model, "@near", 1.1)):
+        for m, suffix, factor in ((model, "@near", 1.1), (far, "@far", 9.0)):
             for c in front[:2]:
                 v = c.values[f"latency_ms{suffix}"]
                 truth = measured(m.setting, space.network(c.arch).key, factor * v)
