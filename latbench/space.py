@@ -231,7 +231,8 @@ class SearchSpace(ABC):
         """For additive spaces: ``(keys, positions, fixed)``.
 
         ``positions[i][c]`` lists the indices into ``keys`` of the blocks that choice ``c`` of position ``i`` becomes,
-        ``fixed`` those of the blocks that every network has. Raises :class:`NotAdditiveError`.
+        ``fixed`` those of the blocks that every network has. Raises :class:`NotAdditiveError`, and
+        :class:`ModelError` for a choice that :meth:`covering_archs` leaves out.
         """
         if not self.additive:
             raise NotAdditiveError(
@@ -252,6 +253,12 @@ class SearchSpace(ABC):
                 elif not seen:
                     fixed.append(k)
             seen |= new
+        for i, n in enumerate(self.num_choices):
+            if unseen := [c for c in range(n) if (i, c) not in seen]:
+                raise ModelError(
+                    f"{self.name}: covering_archs() holds no architecture with choice {unseen[0]} at position {i}, so "
+                    "that its blocks are not known; every choice of every position must occur"
+                )
         return list(column), table, fixed
 
     def cost_matrix(self, model: CostModel) -> tuple[npt.NDArray[np.float64], float]:
