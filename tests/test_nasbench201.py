@@ -33,6 +33,12 @@ class TestNasBench201WithDeadEdges(SpaceConformance):
         return NasBench201(num_cells=2, channels=8, resolution=16, dead_edges=True)
 
 
+class TestNasBench201OfAnotherWidthAndActivation(SpaceConformance):
+    @pytest.fixture
+    def space(self) -> SearchSpace:
+        return NasBench201(num_cells=1, channels=16, width_mult=0.5, act="hardswish", resolution=16)
+
+
 # -- the string -----------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +118,28 @@ def test_with_dead_edges_parameters_follow_from_the_operations(arch: tuple[int, 
     empty = NasBench201(num_cells=2, dead_edges=True).network((NONE,) * 6).params
     net = NasBench201(num_cells=2, dead_edges=True).network(arch)
     assert net.params == empty + 2 * sum(_work(arch, c) for c in (16, 32, 64))
+
+
+def test_the_width_scales_every_channel_and_one_is_as_published() -> None:
+    half = NasBench201(**SMALL | {"channels": 32, "width_mult": 0.25})
+    arch = (3, 2, 3, 4, 1, 3)
+    assert half.network(arch).params == NasBench201(**SMALL).network(arch).params
+    # A quarter of 16 would be 4; channels are multiples of eight.
+    assert NasBench201(width_mult=0.25).network(arch).params == NasBench201(channels=8).network(arch).params
+    assert NasBench201(channels=6).network(arch).params == NasBench201(channels=6, width_mult=1).network(arch).params
+
+
+@pytest.mark.parametrize("act", ["relu6", "silu"])
+def test_the_activation_is_the_same_everywhere_and_is_part_of_the_ops(act: str) -> None:
+    space = NasBench201(**SMALL, act=act)
+    net, relu = space.network((3, 2, 3, 4, 1, 3)), NasBench201(**SMALL).network((3, 2, 3, 4, 1, 3))
+    kinds, usual = ([op.kind for op in n.primitives] for n in (net, relu))
+    assert [act if k == "relu" else k for k in usual] == kinds
+    assert "relu" in usual
+    changed = {"relu_conv_bn", "bn_relu", "residual_reduction"}
+    assert {op.kind for op in space.ops() if "act" in op.key} >= changed
+    # Measurements of the space without the parameter stay good.
+    assert not any("act" in op.key for op in NasBench201(**SMALL).ops())
 
 
 # -- dead edges -----------------------------------------------------------------------------------------------------

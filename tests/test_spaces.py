@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from latbench import Network, blocks, load_space, plugins
 from latbench.errors import ArchitectureError, ConfigError, ModelError, NotInstalledError
 from latbench.op import Op
-from latbench.space import SearchSpace
-from latbench.spaces.params import make_divisible
+from latbench.space import Arch, SearchSpace
+from latbench.spaces.params import ACTS, make_divisible
+from latbench.testing.searchers import ToySpace
 from latbench.testing.spaces import HashedCosts, SpaceConformance
 
 MOGA_A = (6, 10, 2, 3, 1, 3, 2, 10, 9, 10, 2, 2, 7, 7)
@@ -89,6 +91,14 @@ def test_one_activation_can_be_set_everywhere(act: str) -> None:
     net = load_space("mobilenetv3", act=act, se=False, **SMALL["mobilenetv3"]).network([5] * 14)
     kinds = {op.kind for op in net.primitives}
     assert kinds & {"relu", "relu6", "hardswish", "hardsigmoid"} == {act}
+
+
+def test_proxyless_activates_by_relu6_unless_told_otherwise() -> None:
+    for act, kind in ((None, "relu6"), ("silu", "silu")):
+        space = load_space("proxyless", act=act, **SMALL["proxyless"])
+        blocks = [op for op in space.ops() if op.kind in ("conv", "mbconv")]
+        kinds = [Counter(p.kind for p in op.expand().primitives) for op in blocks]
+        assert all(k[kind] >= 1 and not set(ACTS) - {kind} & set(k) for k in kinds)
 
 
 def test_batch_and_data_type_reach_every_tensor() -> None:
@@ -204,6 +214,8 @@ def test_an_unknown_parameter_is_named_with_the_known_ones() -> None:
         ("proxyless", {"widths": (32, 16, 24, 40, 80, 96, 192, -1, 1280)}, r"widths\[7\] must be an integer"),
         ("nasbench201", {"resolution": 30}, "multiple of 4"),
         ("nasbench201", {"num_cells": 0}, "num_cells must be"),
+        ("nasbench201", {"width_mult": 0}, "width_mult must be a positive number"),
+        ("nasbench201", {"act": "swish"}, "act must be one of 'relu'"),
     ],
 )
 def test_an_unusable_parameter_is_named(space: str, params: dict[str, Any], said: str) -> None:
@@ -224,6 +236,20 @@ def test_a_bad_row_among_many_architectures_is_named() -> None:
         space.validate_archs(archs)
     with pytest.raises(ArchitectureError, match=r"\(n, 14\) array of integers"):
         space.validate_archs(archs.astype(float))
+
+
+def test_a_choice_that_no_covering_architecture_holds_does_not_cost_nothing() -> None:
+    class Forgetful(ToySpace):
+        def covering_archs(self) -> list[Arch]:
+            return [a for a in super().covering_archs() if a[2] != 1]
+
+    with pytest.raises(ModelError, match=r"covering_archs\(\) holds no architecture with choice 1 at position 0"):
+        Forgetful(4, 3).cost_matrix(HashedCosts())
+    with pytest.raises(ModelError, match="every choice of every position"):
+        Forgetful(4, 3).usage([[1, 1, 1, 1]])
+    # A choice that was seen and becomes no block does cost nothing.
+    matrix, _ = load_space("proxyless", **SMALL["proxyless"]).cost_matrix(HashedCosts())
+    assert matrix[1, 6] == 0
 
 
 def test_a_key_of_a_space_expands_in_a_process_that_never_made_the_space() -> None:

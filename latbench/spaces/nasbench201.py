@@ -21,7 +21,7 @@ from latbench.errors import ArchitectureError, ConfigError
 from latbench.network import NetworkBuilder
 from latbench.op import Op, TensorSpec
 from latbench.space import Arch, SearchSpace
-from latbench.spaces.params import DTYPES, flag, integer, one_of
+from latbench.spaces.params import ACTS, DTYPES, flag, integer, make_divisible, number, one_of
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
@@ -36,8 +36,10 @@ class NasBench201(SearchSpace):
     Networks are what a compiler would run: dead edges are pruned, and a cell whose output does not depend on its input
     gives zeros (block ``zero``). Costs then depend on several positions at once, so that the space is not additive.
     With ``dead_edges=True`` every edge runs, ``none`` as a multiplication by zero: what an eager framework does; that
-    form is additive. ``num_cells`` counts the cells of one stage, ``channels`` those of the first. Raises
-    :class:`~latbench.errors.ConfigError` for a parameter of the wrong type or range.
+    form is additive. ``num_cells`` counts the cells of one stage, ``channels`` is the width of the first, doubled by
+    each reduction; ``width_mult`` scales it, rounded to a multiple of eight. ``act`` is the activation before every
+    convolution of the cells and reductions and before the pooling; the benchmark's is ReLU, and its stem has none.
+    Raises :class:`~latbench.errors.ConfigError` for a parameter of the wrong type or range.
     """
 
     name = "nasbench201"
@@ -48,6 +50,8 @@ class NasBench201(SearchSpace):
         resolution: int = 32,
         batch: int = 1,
         dtype: str = "f32",
+        width_mult: float = 1.0,
+        act: str = "relu",
         channels: int = 16,
         num_cells: int = 5,
         num_classes: int = 10,
@@ -57,6 +61,8 @@ class NasBench201(SearchSpace):
             "resolution": integer(self.name, "resolution", resolution),
             "batch": integer(self.name, "batch", batch),
             "dtype": one_of(self.name, "dtype", dtype, DTYPES),
+            "width_mult": number(self.name, "width_mult", width_mult),
+            "act": one_of(self.name, "act", act, ACTS),
             "channels": integer(self.name, "channels", channels),
             "num_cells": integer(self.name, "num_cells", num_cells),
             "num_classes": integer(self.name, "num_classes", num_classes),
@@ -65,6 +71,8 @@ class NasBench201(SearchSpace):
         if resolution % 4:
             raise ConfigError(f"{self.name}: resolution must be a multiple of 4 (two reductions), got {resolution}")
         self.additive = dead_edges
+        scale = self.params["width_mult"]
+        self._width = channels if scale == 1.0 else make_divisible(channels * scale)
 
     @property
     def num_choices(self) -> tuple[int, ...]:
@@ -118,13 +126,14 @@ class NasBench201(SearchSpace):
         p = self.params
         live = [True] * len(EDGES) if p["dead_edges"] else self.live_edges([arch])[0].tolist()
         x = b.input((p["batch"], 3, p["resolution"], p["resolution"]))
-        x = b.block("conv", x, scope="stem", out=p["channels"], kernel=3)
+        x = b.block("conv", x, scope="stem", out=self._width, kernel=3)
         for stage in range(STAGES):
             if stage:
-                x = b.block("residual_reduction", x, scope=f"reductions.{stage - 1}", out=p["channels"] << stage)
+                scope = f"reductions.{stage - 1}"
+                x = b.block("residual_reduction", x, scope=scope, out=self._width << stage, act=p["act"])
             for cell in range(stage * p["num_cells"], (stage + 1) * p["num_cells"]):
                 x = self._cell(b, x, arch, live, cell)
-        x = b.block("bn_relu", x, scope="last")
+        x = b.block("bn_relu", x, scope="last", act=p["act"])
         x = b.block("global_avg_pool", x, scope="pool")
         return b.block("linear", x, scope="classifier", out=p["num_classes"])
 
@@ -136,7 +145,7 @@ class NasBench201(SearchSpace):
                 source = nodes[s]
                 if t != target or not live[e] or source is None:
                     continue
-                op = edge_op(arch[e], b.tensors[source])
+                op = edge_op(arch[e], b.tensors[source], self.params["act"])
                 scope = f"positions.{e}.cell{cell}"
                 terms.append(source if op is None else b.add_block(op, (source,), scope, arch[e])[0])
             if len(terms) > 1:
@@ -162,8 +171,8 @@ class NasBench201(SearchSpace):
         into = np.stack([live[:, [t == node for _, t in EDGES]].sum(axis=1) for node in (1, 2, 3)], axis=1)
         for stage in range(STAGES):
             size = p["resolution"] >> stage
-            spec = TensorSpec((p["batch"], p["channels"] << stage, size, size), p["dtype"])
-            parts = [(edge_op(c, spec), (live & (a == c)).sum(axis=1)) for c in (CONV1, CONV3, POOL)]
+            spec = TensorSpec((p["batch"], self._width << stage, size, size), p["dtype"])
+            parts = [(edge_op(c, spec, p["act"]), (live & (a == c)).sum(axis=1)) for c in (CONV1, CONV3, POOL)]
             parts += [(block_op("sum", [spec] * k), (into == k).sum(axis=1)) for k in (2, 3)]
             parts += [(block_op("zero", [spec]), ~live.any(axis=1))]
             for op, cells in parts:
@@ -172,24 +181,24 @@ class NasBench201(SearchSpace):
         return keys, counts
 
 
-def edge_op(choice: int, x: TensorSpec) -> Op | None:
-    """The block of an operation on ``x``; None for ``skip_connect``, which hands its input on."""
+def edge_op(choice: int, x: TensorSpec, act: str = "relu") -> Op | None:
+    """The block of an operation on ``x``, convolutions behind ``act``; None for ``skip_connect``: it hands ``x`` on."""
     if choice == NONE:
         return block_op("zero", [x])
     if choice == SKIP:
         return None
     if choice == POOL:
         return block_op("avg_pool", [x], kernel=3)
-    return block_op("relu_conv_bn", [x], out=x.shape[1], kernel=1 if choice == CONV1 else 3)
+    return block_op("relu_conv_bn", [x], out=x.shape[1], kernel=1 if choice == CONV1 else 3, act=act)
 
 
 # -- its blocks -----------------------------------------------------------------------------------------------------
 
 
 @block_kind("relu_conv_bn")
-def relu_conv_bn(b: NetworkBuilder, x: str, *, out: int, kernel: int, stride: int = 1) -> str:
-    """ReLU, convolution, batch norm."""
-    return b.conv(b.op("relu", x), out, kernel, stride, bn=True)
+def relu_conv_bn(b: NetworkBuilder, x: str, *, out: int, kernel: int, stride: int = 1, act: str = "relu") -> str:
+    """ReLU (or another activation), convolution, batch norm."""
+    return b.conv(b.act(x, act), out, kernel, stride, bn=True)
 
 
 @block_kind("avg_pool")
@@ -214,15 +223,15 @@ def zero(b: NetworkBuilder, x: str) -> str:
 
 
 @block_kind("bn_relu")
-def bn_relu(b: NetworkBuilder, x: str) -> str:
-    """Batch norm and ReLU."""
-    return b.op("relu", b.op("batch_norm", x))
+def bn_relu(b: NetworkBuilder, x: str, *, act: str = "relu") -> str:
+    """Batch norm and ReLU (or another activation)."""
+    return b.act(b.op("batch_norm", x), act)
 
 
 @block_kind("residual_reduction")
-def residual_reduction(b: NetworkBuilder, x: str, *, out: int) -> str:
-    """Basic residual block with stride two: two times ReLU, 3×3 convolution, batch norm; pooled 1×1 shortcut."""
-    y = b.conv(b.op("relu", x, name="relu_a"), out, 3, 2, bn=True, name="conv_a")
-    y = b.conv(b.op("relu", y, name="relu_b"), out, 3, bn=True, name="conv_b")
+def residual_reduction(b: NetworkBuilder, x: str, *, out: int, act: str = "relu") -> str:
+    """Basic residual block with stride two: two times activation, 3×3 convolution, batch norm; pooled 1×1 shortcut."""
+    y = b.conv(b.act(x, act, name=f"{act}_a"), out, 3, 2, bn=True, name="conv_a")
+    y = b.conv(b.act(y, act, name=f"{act}_b"), out, 3, bn=True, name="conv_b")
     short = b.conv(b.op("avg_pool", x, name="pool", kernel=(2, 2), stride=(2, 2)), out, name="shortcut")
     return b.op("add", short, y, name="residual")
