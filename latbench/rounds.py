@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +19,11 @@ from latbench.visit import Visit
 
 #: Losses of the device without a single Visit in between after which a campaign stops.
 MAX_LOSSES = 5
+#: How long a device that cannot be reached is tried again, seconds: a board that reboots, or a network that is down for
+#: a moment, is back within minutes; who is away for longer finds a campaign that can be resumed.
+RECONNECT_S = 300.0
+#: Pause before the second try, seconds; each further one is twice as long, up to the other.
+RECONNECT_PAUSE_S, RECONNECT_MAX_PAUSE_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Progress:
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 
+class _SwappedError(TransportError):
+    """Another device answers: trying again does not help."""
+
+
 class Run:
     """One run of a campaign: streams rounds from the device into the ledger, and survives losing the device."""
 
@@ -51,7 +60,8 @@ class Run:
     ) -> None:
         self.device, self.protocol, self.ledger, self.lease, self.progress = device, protocol, ledger, lease, progress
         self.visits, self.rounds, self.device_s = 0, 0, 0.0
-        self._began, self._losses = time.monotonic(), 0
+        self._began, self._losses, self._disconnects = time.monotonic(), 0, 0
+        self._unprepared = False
         self._measuring, self._settled = self._began, 0
         self._identity, self._process_name = device.setting.device, ""
 
@@ -65,7 +75,7 @@ class Run:
         subjects = self.ledger.open_subjects
         if subjects:
             self._tell("prepare", "")
-            self.device.prepare(subjects)
+            self._prepare(subjects)
         self._measuring = time.monotonic()
         while True:
             number, slots = self.ledger.next_round()
@@ -75,6 +85,16 @@ class Run:
             self.rounds += 1
             for part in self.ledger.plan.runs(slots, number):
                 self._process({s.name: s for s in part})
+
+    def _prepare(self, subjects: list[Op | Network]) -> None:
+        """Build what can be built ahead. If the device fails at that, the Visits themselves show at which subject."""
+        try:
+            self.device.prepare(subjects)
+        except DeviceBusyError:
+            raise
+        except DeviceError as e:
+            self._unprepared = True
+            self._reconnect(e)
 
     def _process(self, todo: dict[str, Slot]) -> None:
         """Measure slots, in one fresh process while the device lives, else in several."""
@@ -92,7 +112,18 @@ class Run:
                     raise DeviceError(f"the device ended its stream with {len(todo)} of {len(jobs)} jobs unanswered")
             except DeviceBusyError:
                 raise
+            except TransportError as e:
+                # Says nothing of the job in flight: it is taken again in a later round, the others first.
+                self._disconnects += 1
+                if self._disconnects >= MAX_LOSSES:
+                    often = f"the connection broke {self._disconnects} times without a Visit in between"
+                    raise TransportError(f"{e}\n{often}; what was measured is kept") from e
+                self._reconnect(e)
+                if todo:
+                    del todo[next(iter(todo))]
             except DeviceError as e:
+                if self._unprepared:
+                    raise
                 self._recover(e)
                 culprit = next(iter(todo.values()), None)
                 if culprit is not None:
@@ -104,7 +135,9 @@ class Run:
         left = self.ledger.open
         self.ledger.accept(visit)
         self._settled += left - self.ledger.open
-        self._losses = 0
+        self._losses, self._unprepared = 0, False
+        if visit.role != "control":
+            self._disconnects = 0
         self.visits += 1
         self._process_name = visit.run
         self.device_s += _device_s(visit)
@@ -127,12 +160,34 @@ class Run:
         if self._losses >= MAX_LOSSES:
             often = f"the device was lost {self._losses} times without a Visit in between; what was measured is kept"
             raise type(error)(f"{error}\n{often}") from error
-        if isinstance(error, TransportError):
-            self.device.close()
-            self.device.open()
+        try:
+            self._same_device(error)
+        except _SwappedError:
+            raise
+        except TransportError:
+            self._reconnect(error)
+
+    def _reconnect(self, error: DeviceError) -> None:
+        """Open the device anew, again and again for :data:`RECONNECT_S`, and see that it is the same; else raise."""
+        until, pause = time.monotonic() + RECONNECT_S, RECONNECT_PAUSE_S
+        while True:
+            with suppress(TransportError):
+                self.device.close()
+            try:
+                self.device.open()
+                self._same_device(error)
+                return
+            except TransportError as e:
+                if isinstance(e, _SwappedError) or time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            self.lease.check()
+            pause = min(2 * pause, RECONNECT_MAX_PAUSE_S)
+
+    def _same_device(self, error: DeviceError) -> None:
         now = self.device.describe().identity
         if now != self._identity:
-            raise TransportError(f"device {self._identity} was lost, and now {now} answers in its place") from error
+            raise _SwappedError(f"device {self._identity} was lost, and now {now} answers in its place") from error
 
     def _tell(self, stage: Literal["prepare", "measure", "done"], subject: str) -> None:
         if self.progress is None:

@@ -22,11 +22,13 @@ from numpy_device import (
     unsupported,
 )
 
+from latbench import rounds
 from latbench.campaign import MAX_LOSSES, Campaign, CampaignResult, Progress
 from latbench.errors import (
     ConfigError,
     DeviceBusyError,
     DeviceDiedError,
+    DeviceError,
     DeviceTimeoutError,
     ProtocolError,
     TransportError,
@@ -220,7 +222,7 @@ def test_giving_up_a_subject_ends_all_its_purposes(store, device):
     assert store.visits(device.setting, subjects=[net.key], failed=False) == []
 
 
-@pytest.mark.parametrize("error", [DeviceDiedError, DeviceTimeoutError, TransportError, ProtocolError])
+@pytest.mark.parametrize("error", [DeviceDiedError, DeviceTimeoutError, ProtocolError])
 def test_a_subject_that_kills_the_device_is_found_and_given_up_and_the_rest_goes_on(store, device, error):
     device.script = {OPS[3].key: [raising(error("signal 11"))] * 9}
     result = Campaign(device, OPS, store=store).run()
@@ -228,7 +230,69 @@ def test_a_subject_that_kills_the_device_is_found_and_given_up_and_the_rest_goes
     assert (result.failed[OPS[3].key].kind, result.failed[OPS[3].key].message) == (error.__name__, "signal 11")
     assert len(device.script[OPS[3].key]) == 7
     assert len(device.streams) == device.closed_streams == 4
-    assert device.opened == (3 if error is TransportError else 1)  # a broken connection is made anew
+    assert device.opened == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Tries to reach a lost device for a moment only."""
+    monkeypatch.setattr(rounds, "RECONNECT_PAUSE_S", 0.01)
+    monkeypatch.setattr(rounds, "RECONNECT_S", 0.3)
+
+
+def test_a_connection_that_breaks_twice_is_not_charged_to_what_was_being_measured(store, device, impatient):
+    device.script = {OPS[3].key: [raising(TransportError("reset"))] * 2}
+    result = Campaign(device, OPS, store=store).run()
+    assert result.slots == {"done": 16}
+    assert result.failed == {}
+    assert taken(store, device, OPS[3]) == ["3.0", "3.1"]
+    assert device.opened == 3
+
+
+def test_a_device_that_comes_back_after_a_while_is_waited_for(store, impatient):
+    class Rebooting(NumpyDevice):
+        away = 0
+
+        def open(self) -> None:
+            if self.opened and self.away < 3:
+                self.away += 1
+                raise TransportError("no route")
+            super().open()
+
+    with Rebooting() as board:
+        board.script = {OPS[0].key: [raising(TransportError("reset"))]}
+        assert Campaign(board, OPS, store=store).run().slots == {"done": 16}
+    assert board.away == 3
+
+
+def test_a_subject_at_which_the_connection_always_breaks_ends_the_campaign_after_all_others(store, device, impatient):
+    device.script = {OPS[3].key: [raising(TransportError("reset"))] * 99}
+    with pytest.raises(TransportError, match=rf"reset\n.*broke {MAX_LOSSES} times without a Visit"):
+        Campaign(device, OPS, store=store).run()
+    assert store.campaigns()[0].slots == {"done": 14, "planned": 2}
+
+
+def test_a_device_that_fails_at_building_goes_on_and_finds_the_culprit(store):
+    class Fragile(NumpyDevice):
+        dead = False
+
+        def prepare(self, subjects):
+            raise DeviceDiedError("out of memory")
+
+        def visits(self, jobs, protocol):
+            if self.dead:
+                raise DeviceError("no compiler")
+            return super().visits(jobs, protocol)
+
+    with Fragile() as board:
+        board.script = {OPS[3].key: [raising(DeviceDiedError("signal 9"))] * 9}
+        result = Campaign(board, OPS, store=store).run()
+        assert result.slots == {"done": 14, "failed": 1, "skipped": 1}
+        assert board.opened == 2
+        board.dead = True
+        with pytest.raises(DeviceError, match="no compiler"):
+            Campaign(board, OPS[:4], store=store).run()
+    assert store.campaigns()[0].slots == {"planned": 8}  # nobody was blamed
 
 
 def test_a_device_that_dies_once_loses_nothing(store, device):
@@ -266,7 +330,7 @@ def test_a_device_that_is_gone_stops_the_campaign_which_can_be_resumed(store, de
         assert result.slots == {"done": 16}  # no subject was given up for what the board did
 
 
-def test_a_device_that_cannot_be_reached_again_stops_the_campaign(store, device):
+def test_a_device_that_cannot_be_reached_again_stops_the_campaign(store, device, impatient):
     class Unplugged(NumpyDevice):
         def open(self) -> None:
             if self.opened:
