@@ -17,10 +17,15 @@ from latbench.network import NetworkBuilder
 from latbench.op import Op, TensorSpec
 from latbench.predictors import kernels as kernels_module
 from latbench.predictors import plans
+from latbench.predictors.entries import Entry
+from latbench.predictors.extrapolation import LEAST_GROWTH, Ranges, growths
 from latbench.predictors.features import NAMES, features, kernel_kind, roofline_ms
+from latbench.predictors.kernel_costs import Cost, Shares
+from latbench.predictors.kernel_fits import fit_kinds, unknown_spread
 from latbench.predictors.kernels import Kernels
-from latbench.predictors.regressors import fit_kind
+from latbench.predictors.regressors import KindModel, fit_kind, refit
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
+from latbench.visit import Interval
 
 
 class TestKernelsConforms(PredictorConformance):
@@ -142,12 +147,15 @@ def test_monotone_trees_never_fall_with_work(monkeypatch):
     from latbench.predictors import regressors
 
     ops = random_convs(60, 4)
-    ms = np.array([op.macs / 4e6 for op in ops]) * np.exp(np.random.default_rng(0).normal(0, 0.3, 60))
+    # Falls with every kind of work: only the constraints keep the trees from following.
+    ms = np.array([1e3 / op.weight_bytes / op.activation_bytes for op in ops])
+    ms *= np.exp(np.random.default_rng(0).normal(0, 0.3, 60))
     x = features(ops)
     model = regressors._fit(x, np.log(ms), "costs", "xgb monotone", 0)
-    grid = np.repeat(x[:1], 50, axis=0)
-    grid[:, NAMES.index("log_macs")] = np.linspace(x[:, 0].min(), x[:, 0].max(), 50)
-    assert (np.diff(model.predict(grid)) >= -1e-6).all()
+    for name in ("log_macs", "log_weight_bytes", "log_input_bytes", "log_output_bytes"):
+        grid, column = np.repeat(x[:1], 50, axis=0), NAMES.index(name)
+        grid[:, column] = np.linspace(x[:, column].min(), x[:, column].max(), 50)
+        assert (np.diff(model.predict(grid)) >= -1e-6).all(), name
 
 
 def test_out_of_fold_predictions_come_from_fits_that_did_not_see_them():
@@ -217,6 +225,110 @@ def test_a_unit_of_unknown_kind_is_an_error_or_a_flagged_estimate_with_a_wider_i
     assert widths[0] > widths[1]
     with pytest.raises(ConfigError, match="unknown"):
         model.predict(net(True), unknown="zero")
+
+
+def test_intervals_of_estimated_units_are_those_of_out_of_fold_estimates(unit_world):
+    world, data = unit_world
+    # Times that no feature explains: measured units add up, estimated ones are off by what the fit could not see.
+    rng = np.random.default_rng(0)
+    odd = {k: float(np.exp(rng.normal(0, 0.3))) for k in data.ops}
+    ops = {k: world.measure(k, world.op_ms(Op.parse(k)) * f) for k, f in odd.items()}
+
+    def ms(net):
+        return sum(world.op_ms(u.op) * odd[u.op.key] for u in plans.units(None, net))
+
+    calibration = tuple(replace(n, measurement=world.measure(n.net.key, ms(n.net))) for n in data.calibration)
+    model = Kernels.fit(replace(data, ops=ops, calibration=calibration))
+    assert max(model.card.model["unit"]["cv_rmspe"], 0.02) < model.card.model["unit"]["estimated_rmspe"]
+    width = {}
+    for origin in ("measured", "estimated", "weak", "unknown"):
+        shares = Shares()
+        shares.add(Cost(1.0, origin), 1.0)
+        low, high = model._factors(0.9, shares)
+        width[origin] = high - low
+    assert width["measured"] < 0.5 * width["estimated"]
+    assert width["estimated"] < width["weak"] < width["unknown"]
+    # The units left out are estimated: the interval holds the truth for as many networks as it says.
+    convs = [k for k in ops if kernel_kind(Op.parse(k)) in ("conv pointwise", "conv depthwise")]
+    part = {k: m for k, m in ops.items() if k not in convs[::2]}
+    blind = Kernels.fit(replace(data, ops=part, calibration=calibration))
+    nets = [world.space.network(a) for a in world.space.sample_archs(40, seed=21).tolist()]
+    got = [blind.predict(n) for n in nets]
+    assert np.mean([e.low_ms <= ms(n) <= e.high_ms for e, n in zip(got, nets, strict=True)]) >= 0.8
+
+
+def test_an_op_of_a_kind_with_few_measurements_is_a_weak_estimate(unit_world):
+    _, data = unit_world
+    ops = dict(data.ops)
+    dense = [k for k in ops if kernel_kind(Op.parse(k)) == "conv vector"]
+    for k in dense[3:]:
+        del ops[k]
+    model = Kernels.fit(replace(data, ops=ops))
+    assert model._cost(Op.parse(dense[3])).origin == "weak"
+    assert model._cost(Op.parse(dense[0])).origin == "measured"
+
+
+def test_the_spread_of_unknown_kinds_is_what_left_out_kinds_show(unit_world):
+    world, _ = unit_world
+    convs = random_convs(20, 6)
+    pools = [Op.make("global_avg_pool", [TensorSpec((1, c, 16, 16))]) for c in range(8, 168, 8)]
+
+    def spread(factor):
+        laws = [*((op, 1.0) for op in convs), *((op, factor) for op in pools)]
+        entries = [Entry.of(op.key, world.measure(op.key, ms)) for op, ms in laws]
+        return unknown_spread(entries, {}, fit_kinds(entries, {}, 0)[0], 0)
+
+    assert spread(1.0) < 0.1
+    assert spread(10.0) > 0.8
+
+
+def test_a_network_beyond_the_measured_shapes_is_flagged_and_its_interval_wide(unit_world):
+    world, data = unit_world
+    limit = max(Op.parse(k).activation_bytes for k in data.ops)
+    inside = world.space.network(world.space.sample(seed=3))
+    model = Kernels.fit(data)
+    assert model.predict(inside).warnings == ()
+    near = model.predict(inside)
+
+    def cached_ms(net):
+        # Memory costs more from where the cache is too small: no measured unit shows it.
+        return world.overhead_ms + world.scale * sum(
+            world.op_ms(u.op) * (1.5 if u.op.activation_bytes > limit else 1.0) for u in plans.units(None, net)
+        )
+
+    for resolution in (128, 224):
+        space = load_space("mobilenetv3", resolution=resolution, width_mult=0.35, num_classes=10)
+        net = space.network(space.sample(seed=3))
+        e = model.predict(net)
+        units = next(w for w in e.warnings if "units lie outside the shapes" in w)
+        assert f"of {len(plans.units(None, net))} units" in units
+        assert any("add up to" in w for w in e.warnings)
+        assert e.low_ms <= cached_ms(net) <= e.high_ms
+        assert (e.high_ms - e.low_ms) / e.latency_ms > 5 * (near.high_ms - near.low_ms) / near.latency_ms
+        many = model.predict_archs(space, [net.origin["arch"]])
+        assert many.low[0] < cached_ms(net) < many.high[0]
+
+
+def test_distance_counts_from_the_measured_range_in_log_units():
+    ranges = Ranges([Entry(conv(c, 64, 16), {"latency_ms": Interval(1, 1, 1)}, 1) for c in (16, 64)])
+    x = features([conv(32, 64, 16), conv(70, 64, 16), conv(64, 64, 64), conv(4, 64, 16)])
+    far = ranges.beyond("conv pointwise", x)
+    assert far[:2].tolist() == [0, 0]  # within, and within the margin
+    assert far[2:] == pytest.approx([np.log(16), np.log(4)])
+
+
+def test_a_regressor_that_flattens_out_has_an_error_that_grows_with_distance(unit_world):
+    world, _ = unit_world
+    ops = random_convs(40, 8)
+    rate = {}
+    for name, law in (("costs", lambda op: op.macs), ("bend", lambda op: op.macs**1.3 / 300)):
+        entries = [Entry.of(op.key, world.measure(op.key, law(op) / 4e6)) for op in ops]
+        fits, _ = fit_kinds(entries, {}, 0)
+        forced = {k: replace(f, model=refit(KindModel("costs", "", {}), features(ops), np.array(
+            [e.latency_ms for e in entries]))) for k, f in fits.items()}  # fmt: skip
+        rate[name] = growths(entries, {}, forced, 0)["conv pointwise"]
+    assert rate["costs"] == LEAST_GROWTH
+    assert rate["bend"] > 1.5 * LEAST_GROWTH
 
 
 def test_a_space_is_answered_from_the_units_of_its_blocks(unit_world):

@@ -3,16 +3,16 @@
 A network is split into the units of its Setting. A unit that was measured costs what was measured; another one is
 estimated from its shape by the regressor of its kind (:mod:`latbench.predictors.regressors`). Overhead and scale come
 from measured networks as in the table. A unit of a kind that was never measured is an error that names it, or, where
-the caller asks, an estimate from its work alone with a wider interval.
+the caller asks, an estimate from its work alone with a wider interval. Units outside the shapes that were measured are
+flagged, and widen the interval by their distance (:mod:`latbench.predictors.extrapolation`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,10 @@ from latbench.predictor import FitData, Predictor
 from latbench.predictors import files, plans
 from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
 from latbench.predictors.entries import Entry, from_arrays, to_arrays
+from latbench.predictors.extrapolation import Ranges, growths
 from latbench.predictors.features import features, kernel_kind
 from latbench.predictors.gather import estimate_archs
+from latbench.predictors.kernel_costs import Cost, Origin, Shares, warnings_of
 from latbench.predictors.kernel_fits import ANY, MIN_OPS, describe, fit_kinds, hardware, unknown_spread
 from latbench.predictors.nearest import nearest
 from latbench.predictors.regressors import KindModel
@@ -40,24 +42,12 @@ Floats = npt.NDArray[np.float64]
 MIN_UNITS = 12
 
 
-#: "estimated" by a cross-validated regressor of its kind, "weak" by one from too few Ops to cross-validate, "unknown"
-#: from its work alone because its kind was never measured.
-Origin: TypeAlias = Literal["measured", "estimated", "weak", "unknown"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Latency of one Op before calibration, in milliseconds, and where it comes from."""
-
-    ms: float
-    origin: Origin
-
-
 class Kernels(Predictor):
     """Regressors per kernel kind, calibrated on measured networks.
 
     ``op_level`` is "unit", or "block" where only blocks were measured; ``entries`` are the measured Ops, ``models``
-    maps kinds to regressors, ``errors`` kinds to their cross-validated RMS log error.
+    maps kinds to regressors, ``errors`` kinds to their cross-validated RMS log error, ``growth`` kinds to the log error
+    per log unit of distance outside the measured shapes.
     """
 
     name = "kernels"
@@ -72,11 +62,13 @@ class Kernels(Predictor):
         calibration: Calibration,
         conformals: Mapping[str, Conformal],
         unknown_spread: float,
+        growth: Mapping[str, float],
     ) -> None:
         self.card = card
         self.op_level, self.entries, self.models = op_level, dict(entries), dict(models)
         self.errors, self.calibration = dict(errors), calibration
         self._conformals, self._unknown_spread = dict(conformals), unknown_spread
+        self._growth, self._ranges = dict(growth), Ranges(self.entries.values())
         self._known: dict[str, Cost] = {
             k: Cost(e.latency_ms, "measured") for k, e in self.entries.items() if e.supported
         }
@@ -102,11 +94,12 @@ class Kernels(Predictor):
             raise NotEnoughDataError(f"{len(entries)} measured Ops; at least {MIN_OPS} of a kind are needed; {need}")
         fits, held_out = fit_kinds(list(entries.values()), data.card.device, seed)
         spread = unknown_spread(list(entries.values()), data.card.device, fits, seed)
+        growth = growths(list(entries.values()), data.card.device, fits, seed)
         lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
         made = cls(
             data.card, op_level, entries, {k: f.model for k, f in fits.items()},
-            {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread,
+            {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread, growth,
         )  # fmt: skip
         y, sums, estimated, groups, weights, notes = made._sums(data, held_out)
         if len(y) < MIN_NETWORKS:
@@ -114,17 +107,17 @@ class Kernels(Predictor):
                 f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {MIN_NETWORKS} are needed; "
                 + need + "".join(f"\n  {n}" for n in notes[:3])
             )  # fmt: skip
-        fitted = calibrate(sums, y, groups, weights)
+        fitted = calibrate(sums, y, groups, weights, estimated=estimated)
         made.calibration = fitted.calibration
-        off = np.abs(y / fitted.calibration.network_ms(estimated, groups, weights) - 1)
-        made._conformals = {"measured": fitted.conformal, "estimated": Conformal(off, fitted.conformal.ratios)}
+        made._conformals = {"measured": fitted.conformal, "estimated": fitted.estimated or fitted.conformal}
+        off = made._conformals["estimated"].residuals
         model = {
             "op_level": op_level, "unknown_spread": spread,
             op_level: {
                 **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
                 "tried": dict(fitted.tried), "estimated_rmspe": float(np.sqrt(np.mean(off**2))),
             },
-            "kinds": {k: describe(k, f, entries) for k, f in fits.items()},
+            "kinds": {k: {**describe(k, f, entries), "error_per_log_distance": growth[k]} for k, f in fits.items()},
         }  # fmt: skip
         intervals = {
             **fitted.conformal.describe(level),
@@ -162,8 +155,10 @@ class Kernels(Predictor):
     def predict(self, net: Network, *, level: float = 0.9, unknown: Literal["error", "estimate"] = "error") -> Estimate:
         """Latency of a network as the sum over its units (over its blocks where only blocks were measured).
 
-        ``unknown="estimate"`` estimates units of unknown kind from their work, with a wider interval and a warning.
-        Raises :class:`UnknownOpError`, :class:`UnsupportedOpError`.
+        ``unknown="estimate"`` estimates units of unknown kind from their work, with a wider interval and a warning. So
+        get units outside the shapes that were measured, and networks far from the calibration ones a warning. Raises
+        :class:`UnknownOpError`, :class:`UnsupportedOpError`, and :class:`PredictorError` where the overhead would leave
+        no time at all.
         """
         if unknown not in ("error", "estimate"):
             raise ConfigError(f"unknown: 'error' or 'estimate', not {unknown!r}")
@@ -174,17 +169,22 @@ class Kernels(Predictor):
             if op.key not in merged:
                 merged[op.key] = (op, self._cost(op, layer, unknown), [])
             merged[op.key][2].append(nodes)
-        parts, shares = [], dict.fromkeys(get_args(Origin), 0.0)
+        parts, shares = [], Shares()
         for key, (op, cost, nodes_of) in merged.items():
             ms = self.calibration.op_ms(op, cost.ms) * len(nodes_of)
-            shares[cost.origin] += ms
+            shares.add(cost, ms)
             origin = "measured" if cost.origin == "measured" else "estimated"
             parts.append(Part(key, op.label, len(nodes_of), ms, origin, sum(nodes_of, ())))
+        far = self.calibration.warnings(sum(p.latency_ms for p in parts))
         parts.append(Part("overhead", "overhead", 1, self.overhead_ms, "overhead"))
         value = float(sum(p.latency_ms for p in parts))
         low, high = self._factors(level, shares)
         strange = [op.key for op, cost, _ in merged.values() if cost.origin == "unknown"]
-        warnings = tuple(f"unknown kind, estimated from its work alone: {k}" for k in strange)
+        warnings = (
+            *(f"unknown kind, estimated from its work alone: {k}" for k in strange),
+            *warnings_of((cost.beyond, len(nodes_of)) for _, cost, nodes_of in merged.values()),
+            *far,
+        )
         return Estimate(
             self.setting, {"latency_ms": Interval(value, value * low, value * high)}, tuple(parts), level, warnings,
             self.card.statistic,
@@ -192,12 +192,12 @@ class Kernels(Predictor):
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of an (n, positions) integer array, from the costs of the space's blocks (see :meth:`op_costs`)."""
-        shares = dict.fromkeys(get_args(Origin), 0.0)
+        shares = Shares()
         for op in space.ops():
             for part, count in self._parts(op):
                 if part.key in self._known or part.key not in self.entries:
                     cost = self._cost(part)
-                    shares[cost.origin] += cost.ms * count
+                    shares.add(cost, cost.ms * count)
         return estimate_archs(self, space, archs, self._factors(level, shares), self._cache)
 
     def op_costs(self, keys: list[str]) -> Floats:
@@ -235,7 +235,7 @@ class Kernels(Predictor):
             if m.booster:
                 content[f"kind{i}.ubj"] = m.booster
         fitted = {
-            "op_level": self.op_level, "unknown_spread": self._unknown_spread, "models": models,
+            "op_level": self.op_level, "unknown_spread": self._unknown_spread, "growth": self._growth, "models": models,
             "calibration": self.calibration.to_json(), "conformals": sorted(self._conformals),
         }  # fmt: skip
         content |= {"entries.json": files.as_json(names), "kernels.json": files.as_json(fitted)}
@@ -260,7 +260,7 @@ class Kernels(Predictor):
                 folder.card, d["op_level"], entries, models,
                 {k: m["error"] for k, m in d["models"].items() if m["error"] is not None},
                 Calibration(**d["calibration"]), {n: Conformal.from_arrays(arrays, n) for n in d["conformals"]},
-                float(d["unknown_spread"]),
+                float(d["unknown_spread"]), {k: float(v) for k, v in d["growth"].items()},
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise FileFormatError(f"{folder.path}: not the regressors of a kernels predictor: {e!r}") from e
@@ -297,9 +297,10 @@ class Kernels(Predictor):
             if op.key not in self._known and op.key not in self.entries and (kind := kernel_kind(op)) in self.models:
                 todo.setdefault(kind, {})[op.key] = op
         for kind, new in todo.items():
-            logs = self.models[kind].predict(features(list(new.values()), hardware(self.card.device)))
+            x = features(list(new.values()), hardware(self.card.device))
             origin: Origin = "estimated" if kind in self.errors else "weak"
-            self._known |= {k: Cost(float(np.exp(v)), origin) for k, v in zip(new, logs, strict=True)}
+            for k, v, beyond in zip(new, self.models[kind].predict(x), self._ranges.beyond(kind, x), strict=True):
+                self._known[k] = Cost(float(np.exp(v)), origin, float(beyond), self._growth[kind] * float(beyond))
 
     def _cost(self, op: Op, layer: str = "", unknown: str = "error") -> Cost:
         if op.key not in self._known:
@@ -309,21 +310,27 @@ class Kernels(Predictor):
         if (entry := self.entries.get(op.key)) is not None:
             raise UnsupportedOpError(layer or op.label, entry.reason)
         if unknown == "estimate" and ANY in self.models:
-            log = self.models[ANY].predict(features([op], hardware(self.card.device)))
+            x = features([op], hardware(self.card.device))
+            log, beyond = self.models[ANY].predict(x), float(self._ranges.beyond(ANY, x)[0])
             # Conservative: the upper end of how far Ops of a kind left out were off.
-            return Cost(float(np.exp(log[0])) * (1 + self._unknown_spread / 2), "unknown")
+            ms = float(np.exp(log[0])) * (1 + self._unknown_spread / 2)
+            return Cost(ms, "unknown", beyond, self._growth[ANY] * beyond)
         near = [o.key for o in nearest(op, (e.op for e in self.entries.values()))]
         kinds = ", ".join(sorted(k for k in self.models if k != ANY))
         remedy = f"no {kernel_kind(op)!r} was measured, only {kinds}; or ask with unknown='estimate'"
         raise UnknownOpError(op.key, near, remedy)
 
-    def _factors(self, level: float, shares: Mapping[str, float]) -> tuple[float, float]:
-        """Interval factors between those of measured and of estimated Ops, by their shares of the latency."""
-        total = sum(shares.values()) or 1.0
-        extra = self._unknown_spread * (shares["unknown"] + shares["weak"] / 2) / total
+    def _factors(self, level: float, shares: Shares) -> tuple[float, float]:
+        """Interval factors between those of measured and of estimated Ops, by their shares of the latency.
+
+        Extrapolated Ops widen them as if all were off in the same direction.
+        """
+        total = sum(shares.ms.values()) or 1.0
+        extra = self._unknown_spread * (shares.ms["unknown"] + shares.ms["weak"] / 2) / total
         measured = self._conformals["measured"].factors(level, extra=extra)
         estimated = self._conformals["estimated"].factors(level, extra=extra)
-        q = 1 - shares["measured"] / total
+        q = 1 - shares.ms["measured"] / total
         # Estimated Ops never make it more certain.
         low = measured[0] + q * min(estimated[0] - measured[0], 0.0)
-        return low, measured[1] + q * max(estimated[1] - measured[1], 0.0)
+        high = measured[1] + q * max(estimated[1] - measured[1], 0.0)
+        return low * (1 - shares.less_ms / total), high * (1 + shares.more_ms / total)

@@ -111,6 +111,11 @@ def fit_kind(x: Floats, ms: Floats, seed: int = 0, *, simple: bool = False) -> K
     return KindFit(model, held[model.form], tried)
 
 
+def refit(model: KindModel, x: Floats, ms: Floats, seed: int = 0) -> KindModel:
+    """A model of the same form, fitted to other Ops."""
+    return _fit(x, np.log(ms), model.base, model.residual, seed)
+
+
 def _fit(x: Floats, y: Floats, base: str, residual: str, seed: int) -> KindModel:
     arrays: dict[str, Floats] = {}
     if base == "costs":
