@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latbench.errors import LatbenchError, ModelError
+from latbench.errors import DeviceDiedError, DeviceTimeoutError, LatbenchError, ModelError
 from latbench.network import Network
 from latbench.op import Op, TensorSpec
 from latbench.runtime import Artefact, write_atomically
@@ -60,10 +60,10 @@ class Artefacts:
         meta = self.folder / f"{name}.json"
         try:
             d = json.loads(meta.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        path = self.folder / f"{name}.onnx"
-        return Artefact(path, d["boundary"], d["run"], d["note"]) if path.exists() else None
+            made = Artefact(self.folder / f"{name}.onnx", d["boundary"], dict(d["run"]), dict(d["note"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # missing or damaged: it is built again
+        return made if made.path is not None and made.path.exists() else None
 
     def _store(self, name: str, model: bytes, boundary: Boundary, io: str, note: Mapping[str, Any]) -> Artefact:
         write_atomically(self.folder / f"{name}.onnx", model)
@@ -71,6 +71,23 @@ class Artefacts:
         meta = {"boundary": boundary, "run": run, "note": dict(note)}
         write_atomically(self.folder / f"{name}.json", json.dumps(meta).encode())
         return Artefact(self.folder / f"{name}.onnx", boundary, run, note)
+
+    def _each(self, models: Sequence[tuple[str, onnx.ModelProto | bytes]]) -> dict[str, onnx.ModelProto | Failure]:
+        """The result of each model. One that ends the runner, or takes it too long, is a failure of its own.
+
+        A loss of the device itself raises: then the probe does not come through either.
+        """
+        try:
+            return self._optimise(models)
+        except (DeviceDiedError, DeviceTimeoutError) as e:
+            if len(models) == 1:
+                self._optimise([("probe", probe_model())])
+                name = models[0][0]
+                return {name: Failure(type(e).__name__, f"optimising it ended the runner: {e}")}
+        made: dict[str, onnx.ModelProto | Failure] = {}
+        for model in models:
+            made.update(self._each([model]))
+        return made
 
     def _build(self, subjects: Mapping[str, Op | Network]) -> dict[str, Artefact]:
         """Artefacts of one batch: first in context, what does not come out clean alone."""
@@ -90,7 +107,7 @@ class Artefacts:
                     models.append((name, self.to_onnx(wrapped[name].net)))
             except LatbenchError as e:
                 made[name] = no_artefact(e)
-        for name, result in self._optimise(models).items():
+        for name, result in self._each(models).items():
             s = subjects[name]
             if isinstance(result, Failure):
                 if isinstance(s, Network):
@@ -123,7 +140,7 @@ class Artefacts:
                 models.append((name, self.to_onnx(wrapped[name].net)))
             except LatbenchError as e:
                 made[name] = no_artefact(e)
-        for name, result in self._optimise(models).items():
+        for name, result in self._each(models).items():
             op = subjects[name]
             if isinstance(result, Failure):
                 made[name] = no_artefact(result)

@@ -173,8 +173,10 @@ class OnnxRuntime(RunnerRuntime):
                 )
             talk.send(cmd="optimize", options=self.runner_options() | {"affinity": []}, models=commands)
             by_id = {c["id"]: c for c in commands}
-            while (e := talk.event(self.build_timeout_s, "it optimised models"))["event"] != "done":
+            while (e := talk.heard(self.build_timeout_s, "it optimised models"))["event"] != "done":
                 name = str(e.get("id"))
+                if e["event"] not in ("optimized", "failed"):
+                    continue
                 if name not in by_id:
                     raise DeviceError(f"{self.where}: the runner optimised {name!r}, which nobody asked for")
                 if e["event"] == "failed":
@@ -185,6 +187,8 @@ class OnnxRuntime(RunnerRuntime):
                     local = Path(tmp, "out")
                     self.transport.get(by_id[name]["out"], local)
                 out[name] = onnx.load_model(local)
+        for name in by_id.keys() - out.keys():
+            out[name] = Failure("ProtocolError", f"{self.where}: the runner never said whether it could optimise it")
         return out
 
     # -- units --------------------------------------------------------------------------------------------------
@@ -232,7 +236,7 @@ class OnnxRuntime(RunnerRuntime):
                 cmd="profile", options=self.runner_options(), path=self.on_device(artefact.path), level="none",
                 runs=runs, warmup=3,
             )  # fmt: skip
-            e = talk.event(self.build_timeout_s, "it profiled a network")
+            e = talk.heard(self.build_timeout_s, "it profiled a network")
         if e["event"] == "failed":
             raise ModelError(f"{net.name}: {e.get('message')}")
         us = {str(n): float(t) for n, t in self._expect(e, "profile")["nodes"].items()}

@@ -26,15 +26,13 @@ from latbench.errors import ProtocolError
 from latbench.network import Network
 from latbench.op import Op
 from latbench.protocol import Protocol
-from latbench.runner_events import Conversation, VisitReader
+from latbench.runner_events import SIGNS_OF_LIFE, Conversation, VisitReader
 from latbench.runtime import Artefact, Runtime
 from latbench.transport import Transport
 from latbench.visit import Failure, Role, Visit
 
 #: Seconds to wait for a runner that only has to say who it is.
 HELLO_TIMEOUT_S = 120.0
-#: Events that only show that the runner lives.
-SIGNS_OF_LIFE = ("alive", "note")
 #: Lines without a readable Visit, beyond one for each job, after which a runner is given up.
 MOST_UNREAD = 1000
 
@@ -77,7 +75,7 @@ class RunnerRuntime(Runtime):
         """A fresh runner's answer to ``hello``. Raises :class:`DeviceError`."""
         with self.conversation() as talk:
             talk.send(cmd="hello", **{"options": {}, **command})
-            hello = self._expect(talk.event(HELLO_TIMEOUT_S, "it said hello"), "hello")
+            hello = self._expect(talk.heard(HELLO_TIMEOUT_S, "it said hello"), "hello")
         env = hello.get("environment")
         wanted = {"cpu": str, "cores": int, "affinity": list, "load": list, "memory_kib": dict, "schedstat": bool}
         wrong = [n for n, kind in wanted.items() if not (isinstance(env, dict) and isinstance(env.get(n), kind))]
@@ -132,7 +130,12 @@ class RunnerRuntime(Runtime):
         """One fresh runner; a Visit for each job, control Visits in between. See the Device contract."""
         controls = self.controls()
         made = self.artefacts([*(j.subject for j in jobs), *controls.values()])
-        plan = [self._job(j.slot, j.subject.key, _role(j.subject), a) for j, a in zip(jobs, made, strict=False)]
+        # A network with generated weights must give finite numbers; of cut Ops and users' own files nothing is known.
+        plan = [
+            self._job(j.slot, j.subject.key, _role(j.subject), a)
+            | {"finite": isinstance(j.subject, Network) and j.subject.source is None}
+            for j, a in zip(jobs, made, strict=False)
+        ]
         # What the first visit may cost, loading included, until the runner knows better: 5 ms and 1 ms a megabyte.
         control_plan = [
             self._job("", control_subject(k), "control", a) | {"first_ms": 5 + op.activation_bytes / 1e6}

@@ -20,6 +20,10 @@ from latbench.transport import Stream
 from latbench.visit import Failure, Role, Visit
 
 SCHEMA = 1
+#: Events that only show that the runner lives.
+SIGNS_OF_LIFE = ("alive", "note")
+#: Lines of noise or signs of life that are passed over while one answer is awaited.
+MOST_NOISE = 1000
 #: Seconds since 1970 that no clock shows (year 9999).
 MAX_UNIX_TIME = 253402300800.0
 _CONTROLS = tuple(map(control_subject, CONTROL_KINDS))
@@ -31,6 +35,7 @@ class Conversation:
     def __init__(self, stream: Stream, where: str) -> None:
         self._stream, self.where = stream, where
         self._timeout_s = 0.0
+        self._refused = False
         self._lines: Iterator[str] = iter(())
 
     def send(self, **command: Any) -> None:
@@ -63,8 +68,22 @@ class Conversation:
         if not isinstance(event, dict) or event.get("schema") != SCHEMA or not isinstance(event.get("event"), str):
             raise ProtocolError(f"{self.where}: not an event of schema {SCHEMA} while {doing}: {line[:200]!r}")
         if event["event"] == "error":
+            self._refused = True
             raise ProtocolError(f"{self.where}: the runner says, while {doing}: {event.get('message')}")
         return event
+
+    def heard(self, timeout_s: float, doing: str) -> dict[str, Any]:
+        """The next event that is more than a sign of life; a few lines that are no events are passed over."""
+        for left in reversed(range(MOST_NOISE)):
+            try:
+                event = self.event(timeout_s, doing)
+            except ProtocolError:
+                if not left or self._refused:
+                    raise
+                continue
+            if event["event"] not in SIGNS_OF_LIFE:
+                return event
+        raise ProtocolError(f"{self.where}: nothing but signs of life while {doing}")
 
     def died(self, doing: str) -> DeviceDiedError:
         """The error that says how the runner ended."""

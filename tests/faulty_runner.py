@@ -1,7 +1,7 @@
 """The real runner, made to misbehave: for tests of what the host does then.
 
 ``FAULT`` says how, ``FAULT_AT`` at which visit (counted from 1, control visits not), ``REAL_RUNNER`` where the real
-runner is.
+runner is, ``FAULT_MODEL`` the operator that some faults come with.
 """
 
 import importlib.util
@@ -46,6 +46,10 @@ def misbehave_in_control(talk, values):
 def misbehave(talk, event, **values):
     global count
     count += event == "visit" and values["role"] != "control"
+    if FAULT == "noise-everywhere":
+        line(talk, "a library says hello")
+    if event == "optimized" and FAULT == "optimised-lost":
+        return line(talk, "a library says hello")
     if event == "hello":
         if FAULT == "hello-without-environment":
             values["environment"] = None
@@ -116,5 +120,16 @@ def misbehave(talk, event, **values):
     return say(talk, event, **values)
 
 
+def load_carefully(path, *options):
+    """Die of a model that holds the operator ``FAULT_MODEL``, or hang in it."""
+    with open(path, "rb") as f:
+        if FAULT.endswith("-in-model") and os.environ["FAULT_MODEL"].encode() in f.read():
+            if FAULT == "hang-in-model":
+                time.sleep(600)
+            os.kill(os.getpid(), 11)
+    return load(path, *options)
+
+
+load, runner.load = runner.load, load_carefully
 runner.Talk.say = misbehave
 runner.main()

@@ -154,6 +154,45 @@ def test_after_a_death_the_same_device_measures_again(device: ProfiledDevice, mo
     assert [v.ok for v in device.visits(JOBS[:1], QUICK) if v.role != "control"] == [True]
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("die-in-model", "DeviceDiedError"), ("hang-in-model", "DeviceTimeoutError")]
+)
+def test_a_model_that_ends_the_optimiser_fails_alone(
+    make_device: Make, monkeypatch: pytest.MonkeyPatch, fault: str, kind: str
+) -> None:
+    monkeypatch.setenv("FAULT", fault)
+    monkeypatch.setenv("FAULT_MODEL", "Erf")
+    shape = TensorSpec((1, 21 if fault == "die-in-model" else 22))
+    good, bad = [Op.make(k, [shape]) for k in ("relu", "sigmoid", "tanh")], Op.make("erf", [shape])
+    jobs = [Job(f"slot-{i}", op) for i, op in enumerate([good[0], bad, *good[1:]])]
+    with make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY) as device:
+        device.runtime.build_timeout_s = 2.0  # type: ignore[attr-defined]
+        visits = [v for v in device.visits(jobs, QUICK) if v.role != "control"]
+        assert [v.ok for v in visits] == [True, False, True, True]
+        assert visits[1].failure is not None
+        assert visits[1].failure.kind == kind
+        monkeypatch.setenv("FAULT", "")
+        (again,) = [v for v in device.visits(jobs[1:2], QUICK) if v.role != "control"]
+        assert again.failure == visits[1].failure  # it is remembered, not tried again and again
+
+
+def test_noise_costs_no_hello_and_no_artefact(make_device: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT", "noise-everywhere")
+    with make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY) as device:
+        jobs = [Job("a", Op.make("relu", [TensorSpec((1, 23))]))]
+        assert [v.ok for v in device.visits(jobs, QUICK) if v.role != "control"] == [True]
+
+
+def test_an_artefact_of_which_nothing_is_heard_is_a_failure(make_device: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make_device({"REAL_RUNNER": str(REAL)}, runner=FAULTY) as device:
+        device.prepare([])
+        monkeypatch.setenv("FAULT", "optimised-lost")
+        jobs = [Job("a", Op.make("relu", [TensorSpec((1, 24))]))]
+        (visit,) = [v for v in device.visits(jobs, QUICK) if v.role != "control"]
+        assert visit.failure is not None
+        assert visit.failure.kind == "ProtocolError"
+
+
 def test_a_hello_that_lacks_the_environment_is_a_protocol_error(
     make_device: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
