@@ -224,16 +224,48 @@ def test_a_model_that_cannot_be_loaded_fails_its_visit_alone(
     assert r.event()["samples_ns"]
 
 
-def test_outputs_that_are_not_finite_fail_the_visit(start: Callable[..., Running], tmp_path: Path) -> None:
-    path = tmp_path / "log.onnx"
-    op = Op.make("log", [TensorSpec((1, 64))])  # of normal numbers, half of them negative
+def visit_of(start: Callable[..., Running], path: Path, op: Op, **more: Any) -> dict[str, Any]:
     path.write_bytes(op.expand().to_onnx().SerializeToString())
+    r = start()
+    visits(r, [job(str(path), "a", **more)])
+    r.event()
+    return r.event()
+
+
+def test_outputs_that_are_not_finite_fail_the_visit_where_they_must_be(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    op = Op.make("log", [TensorSpec((1, 64))])  # of normal numbers, half of them negative
+    failure = visit_of(start, tmp_path / "log.onnx", op, finite=True)["failure"]
+    assert failure["kind"] == "ModelError"
+    assert "not finite" in failure["message"]
+
+
+@pytest.mark.parametrize("kind", ["log", "sqrt"])
+@pytest.mark.parametrize("io", ["bound", "feeds"])
+def test_what_has_no_value_for_negative_numbers_is_fed_others(
+    start: Callable[..., Running], tmp_path: Path, kind: str, io: str
+) -> None:
+    visit = visit_of(start, tmp_path / "op.onnx", Op.make(kind, [TensorSpec((1, 64))]), io=io)
+    assert len(visit["samples_ns"]) >= 3
+    assert visit["environment"]["inputs"] == "above zero"
+
+
+def test_what_is_finite_for_no_input_is_measured_with_a_note(start: Callable[..., Running], tmp_path: Path) -> None:
+    from latbench.network import NetworkBuilder
+
+    b = NetworkBuilder("net")
+    x = b.input((1, 64))
+    (y,) = b.node(Op.make("sub", [TensorSpec((1, 64))] * 2), [x, x], "zero")
+    b_net = b.build(*b.node(Op.make("log", [TensorSpec((1, 64))]), [y], "log"))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b_net.to_onnx().SerializeToString())
     r = start()
     visits(r, [job(str(path), "a")])
     r.event()
-    failure = r.event()["failure"]
-    assert failure["kind"] == "ModelError"
-    assert "not finite" in failure["message"]
+    visit = r.event()
+    assert len(visit["samples_ns"]) >= 3
+    assert "not_finite" in visit["environment"]
 
 
 def test_optimize_writes_the_graph_and_says_what_failed(

@@ -294,36 +294,64 @@ def feeds(session, seed=0):
     return made
 
 
-def runner(session, how):
-    """``(run, first_ns)``: a function that runs the model once, and how long the first run took.
-
-    ``how`` is "feeds" (``session.run`` with numpy feeds, as a user would call it) or "bound" (inputs and outputs bound
-    to buffers, so that nothing is copied, as between the layers of a network). The first run's outputs are checked.
-    """
+def shifted(x):
+    """The same inputs, real ones above zero: for what has no value for negative numbers, as roots and logarithms."""
     import numpy as np
-    import onnxruntime as ort
 
-    x = feeds(session)
-    try:
-        a = _clock()
-        outputs = session.run(None, x)
-        first = _clock() - a
-    except Exception as e:  # as above
-        text = str(e).strip()
-        raise JobError("UnsupportedOpError" if "NOT_IMPLEMENTED" in text else "ModelError", text[:2000]) from None
+    return {name: np.abs(v) + v.dtype.type(0.125) if v.dtype.kind == "f" else v for name, v in x.items()}
+
+
+def not_finite(session, outputs):
+    """Name of the first output that is not finite, or None."""
+    import numpy as np
+
     for info, y in zip(session.get_outputs(), outputs):
         # A sum is quick to look at; only one that overflows needs a closer look.
         is_real = isinstance(y, np.ndarray) and y.dtype.kind == "f"
         if is_real and not np.isfinite(y.sum()) and not np.isfinite(y).all():
-            raise JobError("ModelError", "output %s is not finite" % info.name)
+            return info.name
+    return None
+
+
+def runner(session, how, strict=False):
+    """``(run, first_ns, note)``: a function that runs the model once, how long the first run took, what is odd.
+
+    ``how`` is "feeds" (``session.run`` with numpy feeds, as a user would call it) or "bound" (inputs and outputs bound
+    to buffers, so that nothing is copied, as between the layers of a network). The first run's outputs are checked:
+    where they are not finite it is tried again with inputs above zero, and if that does not help it is an error if
+    ``strict``, else noted, since not-a-number may take another time than numbers.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    x, note = feeds(session), {}
+    try:
+        a = _clock()
+        outputs = session.run(None, x)
+        first = _clock() - a
+        odd = not_finite(session, outputs)
+        if odd and not strict:
+            above = shifted(x)
+            a = _clock()
+            again = session.run(None, above)
+            took = _clock() - a
+            if not_finite(session, again):
+                note = {"not_finite": odd}
+            else:
+                x, outputs, first, note = above, again, took, {"inputs": "above zero"}
+    except Exception as e:  # as above
+        text = str(e).strip()
+        raise JobError("UnsupportedOpError" if "NOT_IMPLEMENTED" in text else "ModelError", text[:2000]) from None
+    if odd and strict:
+        raise JobError("ModelError", "output %s is not finite" % odd)
     if how == "feeds" or not all(isinstance(y, np.ndarray) for y in outputs):
-        return (lambda: session.run(None, x)), first
+        return (lambda: session.run(None, x)), first, note
     binding = session.io_binding()
     for name, value in x.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
     for info, y in zip(session.get_outputs(), outputs):
         binding.bind_ortvalue_output(info.name, ort.OrtValue.ortvalue_from_numpy(y))
-    return (lambda: session.run_with_iobinding(binding)), first
+    return (lambda: session.run_with_iobinding(binding)), first, note
 
 
 # -- one visit ------------------------------------------------------------------------------------------------------
@@ -419,13 +447,13 @@ class Visits:
         self.spent["acknowledge"] += _clock() - a
 
     def prepare(self, job):
-        """Load a job's model and run it once: (run, first_ns, load_ns), or why not."""
+        """Load a job's model and run it once: (run, first_ns, load_ns, note), or why not."""
         a = _clock()
         try:
             session = load(job["path"], self.o, job["level"])
             took = _clock() - a
-            run, first = runner(session, job["io"])
-            return run, first, took
+            run, first, note = runner(session, job["io"], job.get("finite", False))
+            return run, first, took, note
         except JobError as e:
             return e
         except MemoryError:
@@ -439,7 +467,7 @@ class Visits:
             kind = "unsupported" if loaded.unsupported else "failure"
             self.write(job, time.time(), {kind: {"kind": loaded.kind, "message": str(loaded)}})
             return
-        run, first, load_ns = loaded
+        run, first, load_ns, note = loaded
         p, started, a = self.p, time.time(), _clock()
         warm = warm_up(run, first, p["warmup_runs"], p["warmup_tolerance"], p["warmup_max_ms"])
         b = _clock()
@@ -448,7 +476,7 @@ class Visits:
         self.spent["timed"] += _clock() - b
         self.write(job, started, {
             "samples_ns": samples, "wait_ns": waits, "warmup_ns": warm, "load_ns": load_ns,
-            "environment": self.light(),
+            "environment": dict(self.light(), **note),
         })  # fmt: skip
 
     def repeat(self, run, *floors):
@@ -585,7 +613,7 @@ def profile(talk, command):
     so.profile_file_prefix = os.path.join(folder, "profile")
     try:
         session = load(command["path"], command["options"], command["level"], so)
-        run, _ = runner(session, "feeds")
+        run = runner(session, "feeds")[0]
         for _ in range(command["warmup"] + command["runs"]):
             run()
         name = session.end_profiling()
