@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import figures
 from latbench.profile import Profile, parse_section
+from latbench.protocol import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,6 +65,75 @@ def test_every_command_of_the_documentation_parses(line: str) -> None:
         context = command.make_context(name, rest, parent=context)
 
 
+def test_the_command_line_of_readme_works_from_the_first_command_to_the_last(tmp_path: Path, own_locks: Path) -> None:
+    """The very commands, in their order, on a smaller space, a quicker protocol and a smaller budget."""
+    import latbench as lb
+
+    (listing,) = [t for page, t in blocks("sh") if page == "README.md" and "latbench devices" in t]
+    lines = [line.split(" #")[0].strip() for line in listing.splitlines()]
+    assert {line.split()[1] for line in lines} >= {
+        "check", "measure", "profile", "fit", "predict", "search", "validate", "report",
+    }  # fmt: skip
+    (tmp_path / "quick.toml").write_text(QUICK)
+    space = lb.load_space("nasbench201", resolution=8, num_cells=1, channels=4, num_classes=10)
+    model = space.network(space.sample(seed=3)).to_onnx()
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    env = {**os.environ, "LATBENCH_LOCK_FOLDER": str(own_locks), "PYTHONWARNINGS": "error", "COLUMNS": "200"}
+    for name in ("LATBENCH_STORE", "LATBENCH_MODELS"):
+        env.pop(name, None)
+    small = "--space nasbench201 --resolution 8 --set num_cells=1 --set channels=4"
+    less = {"profile": "--networks 6 --validation 3", "search": "--accuracy-set epochs=1 --option population=4"}
+    for line in lines:
+        args = re.sub(r"--space mobilenetv3 --resolution \d+ --width-mult [\d.]+", small, line)
+        args = args.replace("local-cpu", "quick.toml").replace("--budget 40", "--budget 6")
+        argv = [*shlex.split(args)[1:], *shlex.split(less.get(line.split()[1], ""))]
+        command = [sys.executable, "-c", "from latbench.cli import main; main()", *argv]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        # `check` answers 1 where the machine is not fit to measure, as ones that run tests often are.
+        assert done.returncode in ((0, 1) if argv[0] == "check" else (0,)), f"{line}\n{done.stdout}{done.stderr}"
+    page = (tmp_path / "found" / "report.html").read_text("utf-8")
+    assert "nasbench201" in page
+    assert "quick.toml" in page
+    assert "measured on the device" in page
+
+
+def test_the_numbers_of_the_protocol_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "measuring.md").read_text("utf-8")
+    protocol, seen = Protocol().model_dump(), set()
+    for names, values in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", text, re.M):
+        keys, shown = re.findall(r"`(\w+)`", names), [v.strip() for v in values.split(",")]
+        assert len(keys) == len(shown), names
+        for key, value in zip(keys, shown, strict=True):
+            assert str(value) == (f"{protocol[key]:g}" if isinstance(protocol[key], float) else str(protocol[key])), key
+            seen.add(key)
+    assert seen == set(protocol) - {"visit_timeout_s"}
+
+
+@pytest.mark.parametrize("has", [["python3.11"], ["python3"], []])
+def test_make_takes_a_python_that_is_new_enough_or_says_that_there_is_none(has: list[str], tmp_path: Path) -> None:
+    for name in ("python3.11", "python3"):
+        # An old Python answers the question for its version with 1.
+        old = "exit 1\n" if name not in has else f'test "$1" = -c || echo "{name} makes $3"\n'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{old}")
+        (tmp_path / name).chmod(0o755)
+    for tool in ("sh", "mkdir"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    make = [
+        str(shutil.which("make")),
+        "-f",
+        str(ROOT / "Makefile"),
+        f"VENV={tmp_path}/venv",
+        f"{tmp_path}/venv/bin/python",
+    ]
+    env = {"PATH": str(tmp_path)}
+    done = subprocess.run(make, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    if has:
+        assert f"{has[0]} makes {tmp_path}/venv" in done.stdout
+    else:
+        assert done.returncode != 0
+        assert "needs Python 3.11 or newer" in done.stderr
+
+
 @pytest.mark.parametrize(("page", "text"), blocks("python"), ids=lambda v: str(v)[:14])
 def test_the_python_of_the_documentation_runs(page: str, text: str, tmp_path: Path, own_locks: Path) -> None:
     (tmp_path / "quick.toml").write_text(QUICK)
@@ -103,6 +176,40 @@ def test_the_benchmarks_that_readme_names_start() -> None:
         argv = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_figures_of_readme_are_those_that_the_benchmarks_wrote() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert figures.section_of(text) == figures.render(sorted((ROOT / "docs" / "figures").glob("*.json")))
+
+
+def test_figures_render_every_number_with_its_unit_and_where_it_comes_from(tmp_path: Path) -> None:
+    found = {
+        "benchmark": "additivity",
+        "figures": {
+            "held_out": 40, "noise_floor": 0.0123, "met": {"table": True, "kernels": False},
+            "scores": {"table": {"n": 40, "rmspe": 0.015, "spearman": 0.9987}, "a|b": {"rmspe": None, "spearman": 1.0}},
+        },
+        "provenance": {"machine": "Test CPU", "commit": "abc", "seed": 3, "networks": 40},
+    }  # fmt: skip
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    section = figures.render([tmp_path / "one.json"])
+    lines = section.splitlines()
+    assert "| table | 1.5 % | 0.9987 |" in lines
+    assert "| a\\|b |  | 1.0 |" in lines
+    assert "| noise floor | 1.23 % |" in lines
+    assert "| held out | 40 |" in lines
+    assert "| table | met |" in lines
+    assert "| kernels | missed |" in lines
+    assert "machine Test CPU · commit abc · seed 3 · networks 40" in section
+    text = f"before {figures.BEGIN}\nold\n{figures.END} after"
+    once = figures.replaced(text, section)
+    assert figures.section_of(once) == section
+    assert figures.replaced(once, section) == once
+    assert once.startswith("before ")
+    assert once.endswith(" after")
+    with pytest.raises(SystemExit, match="must hold"):
+        figures.replaced("no markers", section)
 
 
 def test_every_target_that_is_documented_is_in_the_makefile() -> None:
