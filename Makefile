@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do command -v $$p >/dev/null 2>&1
 	&& $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Where `make bench` writes what it found, for benchmarks/figures.py.
+FIGURES ?= out/figures
 BENCHMARKS ?= additivity drift budget throughput kill_resume
 
 BIN := $(VENV)/bin
@@ -65,7 +67,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@mkdir -p $(FIGURES)
+	@for name in $(BENCHMARKS); do \
+		$(BIN)/python -m benchmarks.$$name --json $(FIGURES)/$$name.json || exit 1; done
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
