@@ -64,7 +64,10 @@ def _turbo(env: Mapping[str, Any]) -> Check:
     if turbo is None:
         return Check("turbo", "unknown", "not visible")
     if turbo == "1":
-        advice = "for steadier clocks: echo 0 | sudo tee /sys/devices/system/cpu/cpufreq/boost"
+        advice = (
+            "for steadier clocks: echo 0 | sudo tee /sys/devices/system/cpu/cpufreq/boost, with intel_pstate: "
+            "echo 1 | sudo tee /sys/devices/system/cpu/intel_pstate/no_turbo"
+        )
         return Check("turbo", "warning", "on", advice)
     return Check("turbo", "ok", "off")
 

@@ -129,6 +129,12 @@ def temperature_c():
     return max(found) if found else None
 
 
+def turbo(root="/sys/devices/system/cpu/"):
+    """ "1" where cores may run above their nominal clock, "0" where not, None where the kernel does not tell."""
+    boost = read(root + "cpufreq/boost")
+    return boost or {"0": "1", "1": "0"}.get(read(root + "intel_pstate/no_turbo"))
+
+
 def power():
     """ "battery" or "mains" for a machine with a battery, else None."""
     root = "/sys/class/power_supply/"
@@ -151,7 +157,7 @@ def snapshot():
         "python": platform.python_version(), "affinity": affinity(), "caches_kib": caches(), "memory_kib": memory(),
         "governor": read(freq + "scaling_governor") or None, "clock_mhz": clock_mhz(core),
         "clock_max_mhz": (number(read(freq + "cpuinfo_max_freq")) or 0) / 1000 or None,
-        "turbo": read("/sys/devices/system/cpu/cpufreq/boost") or None,
+        "turbo": turbo(),
         "temperature_c": temperature_c(), "load": list(load), "power": power(), "steal_s": steal, "cpu_s": total,
         "schedstat": os.path.exists("/proc/self/schedstat"), "unix_time": time.time(),
     }  # fmt: skip
