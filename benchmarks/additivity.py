@@ -119,7 +119,7 @@ def evaluate(args: Any, space: SearchSpace, store: Path, once: Once) -> dict[str
         TABLE: f"{verdict(met[TABLE])} (≤ {percent(limit)}, ±5 % ≥ 97 %, ±10 % 100 %)",
         HALF: f"{verdict(met[HALF])} (≤ 4 %)",
     }
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name, percent(s.rmspe), percent(s.mape), percent(s.within_5, 0), percent(s.within_10, 0),
             f"{s.spearman:.4f}", percent(s.worst, 1), verdicts.get(name, ""),

@@ -116,22 +116,23 @@ def one_run(
     end = time.monotonic() + BUSY_S
     told = 0
 
-    def tell(p: Progress) -> float:
-        """Print every quarter; give the share that is done."""
+    def follow(p: Progress, burner: Contention | None) -> None:
+        """Print every quarter; contend as much as the share that is done asks for."""
         nonlocal told
         done = p.done / max(p.total, 1)
         if int(4 * done) > told:
             told = int(4 * done)
             print(f"  {name}: {p.done} of {p.total} Visits", flush=True)
-        return done
+        if burner is not None:
+            burner.level(height * ramp(done))
 
     while True:
         try:
             if kind is None:
-                result = campaign.run(tell)
+                result = campaign.run(lambda p: follow(p, None))
             else:
                 with Contention(kind, core if kind == "core" else others[-1], LIMIT_S) as burner:
-                    result = campaign.run(lambda p: burner.level(height * ramp(tell(p))))
+                    result = campaign.run(lambda p, burner=burner: follow(p, burner))  # type: ignore[misc]
             return Evidence.from_store(store, result.setting, [result.id])
         except DeviceBusyError:
             if time.monotonic() > end:
