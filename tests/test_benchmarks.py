@@ -1,0 +1,112 @@
+"""The benchmarks, each run small: they must measure, fit, print their tables and write their figures.
+
+No figure is judged: how fast and how exact is for a quiet machine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+#: Visits of a few milliseconds.
+SHORT = ["--protocol", "min_ms=1", "min_runs=5", "max_ms=10", "warmup_max_ms=5", "min_visits=2", "max_visits=2"]
+
+
+def run(name: str, *options: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What a benchmark prints, and its figures."""
+    figures = folder / "figures.json"
+    argv = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(figures)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(figures.read_text("utf-8"))
+    assert content["benchmark"] == name
+    assert content["provenance"]["commit"]
+    return done.stdout, content["figures"]
+
+
+def refused(name: str, *options: str) -> str:
+    """What it says where it does not start."""
+    argv = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_additivity_judges_kernels_that_never_saw_half_of_the_units_and_reuses_what_it_kept(tmp_path: Path) -> None:
+    options = ["--space", "nasbench201", "--resolution", "32", "--calibration", "5", "--validation", "3", *SHORT]
+    options += ["--store", str(tmp_path / "s.db"), "--one-pass", str(tmp_path / "one.json")]
+    text, figures = run("additivity", *options, folder=tmp_path)
+    assert "3 held-out nasbench201 networks at 32, statistic p50" in text
+    judged = [line for line in text.splitlines() if "met (" in line or "missed (" in line]
+    assert [line.split("  ")[1].strip() for line in judged] == ["table", "kernels, half of the units never measured"]
+    assert "kernels, half of the units never measured: 90% intervals cover" in text
+    shown = [line for line in text.splitlines() if "one pass of 10 + 50" in line]
+    assert len(shown) == 2
+    assert figures["statistic"] == "p50"
+
+    again, kept = run("additivity", *options, "--no-measure", "--save", str(tmp_path / "saved"), folder=tmp_path)
+    assert "Visits," not in again
+    assert kept["scores"] == figures["scores"]
+    assert "saved" in again
+
+
+def test_budget_chooses_on_the_first_turn_and_judges_on_the_others(tmp_path: Path) -> None:
+    options = ["--resolution", "32", "--ops", "5", "--turns", "2", "--long-rounds", "2", "--short-rounds", "2", *SHORT]
+    text, figures = run("budget", *options, folder=tmp_path)
+    assert "Ops against the pooled long run" in text
+    assert "this device's own protocol, 2 rounds" in text
+    assert "against the mean of 50, turns 2 to 2: ours" in text
+    assert "against the median of 50, turns 2 to 2: ours" in text
+    for opponent in ("mean", "median"):
+        fixed = figures["rows"][f"fixed 10 + 50, one pass, {opponent}"]
+        ours = {name: row for name, row in figures["rows"].items() if name.startswith("ours")}
+        good = {n: row for n, row in ours.items() if row["rmspe_first_turn"] <= fixed["rmspe_first_turn"]}
+        chosen = figures["verdicts"][opponent]["choice"]
+        if good:
+            assert chosen == min(good, key=lambda n: good[n]["device_s_by_turn"][0])
+        assert figures["verdicts"][opponent]["rmspe"] == ours[chosen]["rmspe_other_turns"]
+
+
+def test_budget_refuses_a_single_turn() -> None:
+    assert "--turns" in refused("budget", "--turns", "1")
+
+
+def test_an_unknown_key_of_the_protocol_is_refused_by_its_name() -> None:
+    assert "min_miles" in refused("budget", "--ops", "1", "--resolution", "32", "--protocol", "min_miles=3")
+
+
+def test_throughput_times_cold_and_planned_predictions_of_different_networks(tmp_path: Path) -> None:
+    options = ["--no-campaign", "--archs", "1000", "--networks", "2", "--resolution", "32"]
+    text, figures = run("throughput", *options, folder=tmp_path)
+    assert "predict_archs on a table" in text
+    assert "2 different networks at 32 from ONNX, after load" in text
+    for name in ("table", "kernels"):
+        for way in ("cold", "planned", "repeated"):
+            row = figures["predict"][f"{name}, {way}"]
+            assert row["worst_ms"] >= row["median_ms"] > 0
+            assert f"({way})" in text
+
+
+def test_drift_measures_quiet_twice_and_under_both_kinds_of_contention(tmp_path: Path) -> None:
+    options = ["--part", "contention", "--resolution", "32", "--ops", "4", "--networks", "2", "--rounds", "2", *SHORT]
+    text, figures = run("drift", *options, folder=tmp_path)
+    assert "Error under contention" in text
+    assert list(figures["contention"]["runs"]) == ["quiet", "quiet again", "measured core", "memory bandwidth"]
+    for name in ("measured core", "memory bandwidth"):
+        assert f"  {name}: " in text
+        assert figures["contention"][f"{name}, ops"]["ratio"] > 0
+
+
+@pytest.mark.data
+def test_drift_of_rows_in_time_order_is_labelled_as_time_interpolated(data_dir: Path, tmp_path: Path) -> None:
+    assert data_dir.is_dir()
+    text, figures = run("drift", "--part", "rows", "--rows", "1000", folder=tmp_path)
+    assert "200 of 1000 rows held out" in text
+    assert sum("time-interpolated" in name for name in figures["rows"]) == 1
