@@ -6,7 +6,9 @@ readable by its owner alone, and gone after ``close``.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -51,7 +53,10 @@ class LocalTransport(Transport):
         """Make the work folder (mode 0700)."""
         if not self.workdir:
             try:
-                self.workdir = tempfile.mkdtemp(prefix="latbench-")
+                sweep(Path(tempfile.gettempdir()))
+                self.workdir = tempfile.mkdtemp(
+                    prefix=f"latbench-{os.getpid()}-{started(os.getpid()) or 0}-{_realm()}-"
+                )
             except OSError as e:
                 raise TransportError(f"{self.where}: no work folder can be made: {e}") from e
 
@@ -121,6 +126,51 @@ class LocalTransport(Transport):
             )  # fmt: skip
         except OSError as e:
             raise TransportError(f"{self.where}: cannot start {argv[0]!r}: {e}") from e
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot, which no later process of the same number shares."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove the work folders of hosts that were killed: this user's own, of processes that are provably dead.
+
+    Whether a process of another boot, machine or container lives cannot be told from here.
+    """
+    if started(os.getpid()) is None or _realm() == "unknown":
+        return  # no /proc: nobody can be proved dead
+    for f in folder.glob(f"latbench-*-*-{_realm()}-*"):
+        found = re.fullmatch(r"latbench-(\d+)-(\d+)-\w+-\w+", f.name)
+        try:
+            is_mine = f.is_dir() and not f.is_symlink() and f.stat().st_uid == os.getuid()
+        except OSError:
+            continue  # another process has just removed it
+        if found and is_mine and int(found[2]) and _is_dead(int(found[1]), int(found[2])):
+            shutil.rmtree(f, ignore_errors=True)
+
+
+def _realm() -> str:
+    """What process numbers mean something in: this boot of this machine, this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return hashlib.sha256(f"{boot}{os.stat('/proc/self/ns/pid').st_ino}".encode()).hexdigest()[:12]
+    except OSError:
+        return "unknown"
+
+
+def _is_dead(pid: int, ticks: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    now = started(pid)
+    return now is not None and now != ticks
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
