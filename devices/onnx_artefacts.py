@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Artefacts:
         wanted = [(file_name(s), s) for s in subjects]
         missing: dict[str, Op | Network] = {}
         for name, s in wanted:
-            if name in self._memory or name in missing:
+            if name in missing or self._is_there(name):
                 continue
             if (known := self._cached(name)) is None:
                 missing[name] = s
@@ -56,6 +57,23 @@ class Artefacts:
             self._memory.update(self._build(dict(todo[i : i + BATCH])))
         return [self._memory[name] for name, _ in wanted]
 
+    def _is_there(self, name: str) -> bool:
+        """True if an artefact is known, and its file, marked as used now, is still there."""
+        known = self._memory.get(name)
+        if known is None:
+            return False
+        if known.path is None:
+            return True
+        try:
+            for f in (known.path, known.path.with_suffix(".json")):
+                os.utime(f)
+        except PermissionError:
+            return known.path.exists()
+        except OSError:
+            del self._memory[name]
+            return False
+        return True
+
     def _cached(self, name: str) -> Artefact | None:
         meta = self.folder / f"{name}.json"
         try:
@@ -63,6 +81,13 @@ class Artefacts:
             made = Artefact(self.folder / f"{name}.onnx", d["boundary"], dict(d["run"]), dict(d["note"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: it is built again
+        try:
+            os.utime(self.folder / f"{name}.onnx")  # marked as used now, so that it is not pruned
+            os.utime(meta)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            pass  # somebody else's cache, which they look after
         return made if made.path is not None and made.path.exists() else None
 
     def _store(self, name: str, model: bytes, boundary: Boundary, io: str, note: Mapping[str, Any]) -> Artefact:

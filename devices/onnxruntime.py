@@ -159,6 +159,7 @@ class OnnxRuntime(RunnerRuntime):
         out: dict[str, onnx.ModelProto | Failure] = {}
         if not models:
             return out
+        self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".build-") as tmp, self.conversation() as talk:
             commands = []
             for i, (name, model) in enumerate(models):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
 ARTEFACT_VERSION = 4
+#: Seconds for which files that were used stay in a cache, however full it is.
+KEPT_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,21 @@ def artefact_folder(target: Mapping[str, Any]) -> Path:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(data)
     part.replace(path)
 
 
 def prune(folder: Path, limit_bytes: int = 4 << 30) -> None:
-    """If a cache folder holds more than ``limit_bytes``, remove its oldest files down to three quarters of that."""
+    """If a cache folder holds more than ``limit_bytes``, remove its oldest files down to three quarters of that.
+
+    What was used within the last day stays: a campaign that runs now may need it.
+    """
     found = []
     for f in folder.iterdir():
         try:
-            if f.is_dir() and f.stat().st_mtime < time.time() - 86400:
+            if f.is_dir() and f.stat().st_mtime < time.time() - KEPT_S:
                 shutil.rmtree(f, ignore_errors=True)  # left by a build that was killed
             elif f.is_file():
                 found.append((f.stat().st_mtime, f.stat().st_size, f))
@@ -87,8 +93,8 @@ def prune(folder: Path, limit_bytes: int = 4 << 30) -> None:
     total = sum(size for _, size, _ in found)
     if total <= limit_bytes:
         return
-    for _, size, f in sorted(found):
-        if total <= limit_bytes * 3 // 4:
+    for modified, size, f in sorted(found):
+        if total <= limit_bytes * 3 // 4 or modified > time.time() - KEPT_S:
             return
         f.unlink(missing_ok=True)
         total -= size

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latbench.devices.local import sweep
 
 from latbench.control import CONTROL_KINDS, control_ops, control_subject
 from latbench.device import Device, Job
@@ -209,10 +210,10 @@ def test_artefacts_are_kept_on_disk_and_used_again(make_device: Make, artefact_c
     op = small_conv(24)
     with make_device() as device:
         path = device.runtime.artefacts([op])[0].path  # type: ignore[attr-defined]
-        made = path.stat().st_mtime_ns
+        made = path.stat().st_ino
     with make_device() as device:
         again = device.runtime.artefacts([op])[0].path  # type: ignore[attr-defined]
-        assert again.stat().st_mtime_ns == made
+        assert again.stat().st_ino == made
     assert artefact_cache in path.parents
 
 
@@ -224,6 +225,78 @@ def test_a_full_cache_loses_its_oldest_files(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 10
     prune(tmp_path, 999)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["3", "4", "5", "6", "7", "8", "9"]
+
+
+def test_what_was_used_within_a_day_is_never_pruned(tmp_path: Path) -> None:
+    for i in range(10):
+        (tmp_path / str(i)).write_bytes(bytes(100))
+        if i < 2:
+            os.utime(tmp_path / str(i), (i, i))
+    prune(tmp_path, 100)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [str(i) for i in range(2, 10)]
+
+
+def test_using_an_artefact_marks_it_as_used(make_device: Make) -> None:
+    op = small_conv(40)
+    with make_device() as device:
+        path = device.runtime.artefacts([op])[0].path  # type: ignore[attr-defined]
+        for again in (device, make_device()):
+            os.utime(path, (1, 1))
+            with again:
+                again.runtime.artefacts([op])  # type: ignore[attr-defined]
+            assert path.stat().st_mtime > time.time() - 3600
+
+
+def test_a_cache_that_is_cleared_during_a_campaign_is_built_again(make_device: Make) -> None:
+    import shutil
+
+    jobs = [Job("op", small_conv(48)), Job("net", small_network())]
+    with make_device(opset=16) as device:  # a folder of its own
+        device.prepare([j.subject for j in jobs])
+        shutil.rmtree(device.runtime.folder)  # type: ignore[attr-defined]
+        assert [v.ok for v in device.visits(jobs, QUICK)] == [True] * len(jobs)
+        device.units(small_network())
+        shutil.rmtree(device.runtime.folder)  # type: ignore[attr-defined]
+        assert device.units(small_network())
+
+
+def test_the_work_folder_of_a_killed_host_is_swept_by_the_next(artefact_cache: Path, tmp_path: Path) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    program = """
+import sys
+from latbench.devices.local import LocalTransport
+t = LocalTransport({"kind": "local"}, "test")
+t.open()
+print(t.workdir, flush=True)
+sys.stdin.read()
+"""
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    hosts = []
+    for _ in range(3):
+        hosts.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            )
+        )
+    folders = []
+    try:
+        for h in hosts[:2]:
+            assert h.stdout is not None
+            folders.append(Path(h.stdout.readline().strip()))
+        other = tmp_path / "latbench-notes-of-mine"
+        other.mkdir()
+        hosts[0].send_signal(signal.SIGKILL)
+        hosts[0].wait()
+        sweep(tmp_path)
+        assert [f.exists() for f in folders] == [False, True]  # the living keeps its own
+        assert other.exists()
+    finally:
+        for h in hosts:
+            h.kill()
+            h.communicate()
 
 
 def test_a_network_that_cannot_be_built_fails_its_visit(local_device: Device) -> None:
