@@ -8,6 +8,7 @@ computed again from the Visits that :meth:`Evidence.uids` names.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from latbench.metric import METRICS
 from latbench.protocol import Statistic
 from latbench.setting import Setting
 from latbench.statistics import STATISTICS, Floats, centres, run_statistics, visit_intervals, visit_value
-from latbench.visit import Interval, Measurement, Visit
+from latbench.visit import Boundary, Interval, Measurement, Visit
 
 if TYPE_CHECKING:
     from latbench.store import Store
@@ -32,6 +33,9 @@ _EXTREMES: Mapping[str, str] = {
     "p99": "p99 of a Visit rests on its slowest runs alone",
 }
 
+#: Where Visits of one Op were cut out of their context in different ways, the first of these that occurs counts.
+_BOUNDARIES: tuple[Boundary, ...] = ("in-context", "whole", "subtracted", "isolated")
+_ISOLATED = "measured alone, not in the context of a network: what its boundary costs there may differ"
 #: Distance of campaigns on the time axis, in usual distances of Visits. Neighbours are tied by the square of the
 #: smoothing span (at most 64 Visits) over their distance: nothing is left of that.
 _APART = 1e6
@@ -80,7 +84,17 @@ class Evidence:
         for i, v in enumerate(self.visits):
             if v.role != "control":
                 rows.setdefault(v.subject, []).append(i)
-        return rows
+        return {s: self._of_best_boundary(found) for s, found in rows.items()}
+
+    def _of_best_boundary(self, rows: list[int]) -> list[int]:
+        """Visits that differ in what they hold at the boundary have no common centre: those nearest to networks."""
+        best = min((self.visits[i].boundary for i in rows), key=_BOUNDARIES.index)
+        return [i for i in rows if self.visits[i].boundary == best]
+
+    @cached_property
+    def _visits_of(self) -> Counter[str]:
+        """Subject → number of all its Visits with samples, whatever their boundary."""
+        return Counter(v.subject for v in self.visits)
 
     def subjects(self, purpose: str | None = None, replica: int | None = None) -> list[str]:
         """Keys of the subjects with samples, in the order in which they were first measured."""
@@ -157,7 +171,8 @@ class Evidence:
                 tuple(self.visits[i].samples_ns for i in rows) if samples else (),
                 last.environment if samples else {},
                 report,
-                self._warnings(statistic, len(rows), report),
+                (*self._warnings(statistic, len(rows), report), *self._boundary_warnings(subject, last.boundary)),
+                last.boundary,
             )
         return out
 
@@ -215,6 +230,12 @@ class Evidence:
             for s, interval in zip(groups, visit_intervals([np.array(g) for g in groups.values()], level), strict=True):
                 out.setdefault(s, {})[name] = interval
         return out
+
+    def _boundary_warnings(self, subject: str, boundary: Boundary) -> list[str]:
+        found = [_ISOLATED] if boundary == "isolated" else []
+        if other := self._visits_of[subject] - len(self._rows[subject]):
+            found.append(f"{other} Visits with another boundary than {boundary!r} were left out")
+        return found
 
     @staticmethod
     def _warnings(statistic: Statistic, visits: int, report: Mapping[str, Any]) -> tuple[str, ...]:

@@ -99,6 +99,8 @@ class Measurement:
     #: What drift correction did: its span, the residual, warnings.
     drift: Mapping[str, Any] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
+    #: How an isolated Op was separated from its boundary conversions, in all Visits that count.
+    boundary: Boundary = "whole"
 
     @property
     def latency_ms(self) -> float:

@@ -173,6 +173,27 @@ def test_other_metrics_come_with_their_own_interval() -> None:
     assert i.value == pytest.approx(1001.5)
 
 
+def test_an_op_that_was_measured_alone_is_said_to_be() -> None:
+    alone = [visit("op", 1.0, float(i), str(i), boundary="isolated") for i in range(3)]
+    m = Evidence(alone, SETTING).measurements()["op"]
+    assert m.boundary == "isolated"
+    assert any("measured alone" in w for w in m.warnings)
+    inside = [visit("op", 1.0, float(i), str(i), boundary="in-context") for i in range(3)]
+    n = Evidence(inside, SETTING).measurements()["op"]
+    assert n.boundary == "in-context"
+    assert not any("alone" in w or "boundary" in w for w in n.warnings)
+
+
+def test_visits_alone_and_in_context_are_not_mixed() -> None:
+    alone = [visit("op", 3.0, float(i), f"a{i}", boundary="isolated") for i in range(3)]
+    inside = [visit("op", 1.0, 9.0 + i, f"c{i}", boundary="in-context") for i in range(2)]
+    e = Evidence([*alone, *inside], SETTING)
+    m = e.measurements(drift=False)["op"]
+    assert (m.latency_ms, m.visits, m.boundary) == (pytest.approx(1.0), 2, "in-context")
+    assert e.uids("op") == ["c0", "c1"]
+    assert any("3 Visits with another boundary than 'in-context' were left out" in w for w in m.warnings)
+
+
 def test_one_visit_is_said_to_have_no_interval() -> None:
     m = Evidence([visit("op", 1.0, 0.0, "a")], SETTING).measurements()["op"]
     assert m.high_ms == np.inf
