@@ -52,6 +52,20 @@ class Searcher(ABC):
         """Continue from a :meth:`state`. Raises :class:`~latbench.errors.SearchError` for one of another searcher."""
 
 
+def whole_option(searcher: str, option: str, value: Any, least: int) -> int:
+    """The value of an option, an int of at least ``least``. Raises :class:`ConfigError` naming searcher and option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{searcher}: {option} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def share_option(searcher: str, option: str, value: Any) -> float:
+    """The value of an option, a probability. Raises :class:`ConfigError` naming searcher and option."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{searcher}: {option} must be a probability, a number from 0 to 1, got {value!r}")
+    return float(value)
+
+
 def reject_options(name: str, options: dict[str, Any], known: Sequence[str]) -> None:
     """Raise :class:`ConfigError` for options that a searcher does not have, naming those it has."""
     if options:

@@ -8,6 +8,7 @@ hierarchical mutation. With equal weights this is NSGA-II (Deb et al. 2002), lim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from latbench import pareto
 from latbench.errors import ConfigError, InfeasibleError
 from latbench.problem import Candidate, Problem
-from latbench.searcher import Searcher
+from latbench.searcher import Searcher, share_option, whole_option
 from latbench.space import Arch
 
 from .sampling import Unseen, as_archs, check_state
@@ -54,23 +55,16 @@ class Moga(Searcher):
         max_tries: int = 20_000,
     ) -> None:
         super().__init__(problem, seed=seed)
-        given: list[Any] = _default_weights(problem) if weights is None else list(weights)
-        usable = len(given) == len(problem.objectives) and all(isinstance(w, int | float) and w >= 0 for w in given)
-        if not usable or not sum(given) > 0:
-            names = ", ".join(map(str, problem.objectives))
-            raise ConfigError(f"moga: weights {given}: need one each for {names}, none negative, not all zero")
-        if population < 4:
-            raise ConfigError(f"moga: population must be at least 4, got {population}")
+        self.weights = _default_weights(problem) if weights is None else _checked_weights(problem, weights)
+        self.population = whole_option(self.name, "population", population, 4)
         if mutation not in ("hierarchical", "uniform"):
             raise ConfigError(f"moga: mutation is 'hierarchical' or 'uniform', not {mutation!r}")
-        for what, p in (("crossover", crossover), ("mutation_rate", mutation_rate)):
-            if not 0 <= p <= 1:
-                raise ConfigError(f"moga: {what} is a probability, got {p}")
-        self.weights, self.population, self.mutation = given, population, mutation
-        self.crossover, self.mutation_rate = crossover, mutation_rate
-        self.batch = population
+        self.mutation = mutation
+        self.crossover = share_option(self.name, "crossover", crossover)
+        self.mutation_rate = share_option(self.name, "mutation_rate", mutation_rate)
+        self.batch = self.population
         self._rng = np.random.default_rng(seed)
-        self._unseen = Unseen(problem, seed, max_tries)
+        self._unseen = Unseen(problem, seed, whole_option(self.name, "max_tries", max_tries, 1))
         self._parents: list[Candidate] = []
         self._children: list[Candidate] = []
         self._told: set[Arch] = set()
@@ -189,6 +183,18 @@ def _default_weights(problem: Problem) -> list[float]:
     if set(own) == {1.0} and {str(o) for o in problem.objectives} == set(PAPER_WEIGHTS):
         return [PAPER_WEIGHTS[str(o)] for o in problem.objectives]
     return own
+
+
+def _checked_weights(problem: Problem, weights: Any) -> list[float]:
+    names = ", ".join(map(str, problem.objectives))
+    given = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else []
+    numbers = all(isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < inf for w in given)
+    if not numbers or len(given) != len(problem.objectives) or not sum(given) > 0:
+        raise ConfigError(
+            f"moga: weights must be a list of {len(problem.objectives)} numbers, one each for {names}, none negative, "
+            f"not all zero, got {weights!r}"
+        )
+    return given
 
 
 def mutate_property(choice: int, choices: int, factors: Sequence[int], rng: np.random.Generator) -> int:

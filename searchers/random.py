@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latbench.problem import Candidate, Problem
-from latbench.searcher import Searcher
+from latbench.searcher import Searcher, whole_option
 from latbench.space import Arch
 
 from .sampling import Unseen, as_archs, check_state
@@ -26,7 +26,7 @@ class RandomSearch(Searcher):
 
     def __init__(self, problem: Problem, *, seed: int = 0, max_tries: int = 20_000) -> None:
         super().__init__(problem, seed=seed, max_tries=max_tries)
-        self._unseen = Unseen(problem, seed, max_tries)
+        self._unseen = Unseen(problem, seed, whole_option(self.name, "max_tries", max_tries, 1))
         self._seen: set[Arch] = set()
 
     def ask(self, n: int) -> list[Arch]:
