@@ -56,8 +56,9 @@ def fit(
     "auto" lets cross-validation on the calibration networks choose among :data:`STATISTICS`: each is then compared with
     its own target (the fit by ``min`` predicts the networks' ``min``), so that the choice says which statistic adds up
     best, not which latency a user will see; :attr:`Estimate.statistic` names it.
-    ``campaigns`` (ids) limits the evidence. ``options`` go to the predictor. Raises :class:`NotEnoughDataError` naming
-    the command that measures what is missing, and :class:`ConfigError`.
+    ``level`` is that of the intervals that the validation checks and the card describes; an estimate has the level that
+    :meth:`Predictor.predict` is asked for. ``campaigns`` (ids) limits the evidence. ``options`` go to the predictor.
+    Raises :class:`NotEnoughDataError` naming the command that measures what is missing, and :class:`ConfigError`.
     """
     from latbench.store import Store
 

@@ -11,7 +11,7 @@ from numpy_device import NumpyDevice
 import latbench as lb
 from latbench.device import Description
 from latbench.errors import ConfigError, NotEnoughDataError
-from latbench.fitting import fit, macs_regression, validation_of
+from latbench.fitting import Gathered, fit, macs_regression, validation_of
 from latbench.predictor import MeasuredNetwork
 from latbench.protocol import Protocol
 from latbench.store import Store
@@ -120,7 +120,13 @@ def test_networks_that_a_search_found_neither_calibrate_nor_validate(lab):
 
 def test_the_noise_floor_is_the_rmspe_between_the_replicas(tmp_path):
     store = Lab(tmp_path / "s.db", replica_factor=1.02).store
-    v = validation_of(fit("table", store=store, device="lab", statistic="p50"))
+    model = fit("table", store=store, device="lab", statistic="p50")
+    v = validation_of(model)
+    gathered = Gathered(store, model.setting, "lab", None, None)
+    one, two = (gathered.networks("validation", "p50", r) for r in (0, 1))
+    assert v.noise_floor == rmspe([one[k].latency_ms for k in one], [two[k].latency_ms for k in one])
+    pool = gathered.networks("validation", "p50")
+    assert v.noise_floor > 1.5 * rmspe([one[k].latency_ms for k in one], [pool[k].latency_ms for k in one])
     # Two Visits of one subject also show up as drift: what is left lies between 0 and what was put in.
     assert 0.005 < v.noise_floor < 0.0205
 
@@ -139,6 +145,17 @@ def test_cross_validation_chooses_the_statistic_on_request_only(tmp_path):
 def test_an_estimate_names_its_statistic(lab, name):
     model = fit(name, store=lab.store, device="lab", statistic="p25")
     assert model.predict(lab.nets[0]).statistic == "p25"
+
+
+def test_a_validation_checks_the_intervals_of_the_level_asked_for(tmp_path):
+    lab = Lab(tmp_path / "s.db", spread=0.2)
+    found = {v: validation_of(fit("table", store=lab.store, device="lab", level=v)) for v in (0.5, 0.9)}
+    model = fit("table", store=lab.store, device="lab")
+    for level, v in found.items():
+        got = [model.predict(n, level=level) for n in lab.nets[12:]]
+        assert v.level == level
+        assert v.width == pytest.approx(np.mean([(e.high_ms - e.low_ms) / e.latency_ms for e in got]))
+    assert found[0.5].width < found[0.9].width
 
 
 def test_the_newest_setting_of_the_device_is_taken(lab):
