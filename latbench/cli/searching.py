@@ -79,8 +79,8 @@ def search(
     import latbench as lb
 
     s = make_space(space, settings, resolution, width_mult)
+    options, judge = plugin_options(option, lb.search, "problem"), evaluator(accuracy, s, accuracy_set)
     latency = _latency(device, path, models, s, predictor)
-    options = plugin_options(option, lb.search, "problem")
     folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
     with bar(searcher) as b:
 
@@ -89,7 +89,7 @@ def search(
 
         try:
             result = lb.search(
-                searcher, space=s, latency=latency, accuracy=evaluator(accuracy, s, accuracy_set),
+                searcher, space=s, latency=latency, accuracy=judge,
                 objectives=objective or ["error", "latency_ms"], limits=_numbers(limit, "--limit"),
                 soft_limits=_numbers(soft_limit, "--soft-limit"), budget=budget, seed=seed, run=folder,
                 resume=not new, workers=workers, progress=show, **options,
