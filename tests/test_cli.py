@@ -10,15 +10,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy_device import NumpyDevice
+from search_support import table
 
-from latbench.cli import main
+from latbench import load_predictor, load_space
+from latbench.cli import lookup, main
+from latbench.cli.console import print_json
 from latbench.cli.options import parse_pairs, parse_value
+from latbench.cli.report import device_of
+from latbench.device import Check
 from latbench.errors import ConfigError
+from latbench.predictors.table import Table
+from latbench.result import SearchResult
+from latbench.setting import Setting
 
 #: A space of few Ops, and a protocol that is over in milliseconds: these tests check the way, not the numbers.
 SMALL = ["--space", "nasbench201", "--resolution", "8", "--set", "num_cells=1", "--set", "channels=4"]
@@ -214,6 +224,150 @@ def test_measure_prints_a_latency_inside_its_interval(run: Run) -> None:
     assert 0 <= latency["low"] <= latency["value"] <= latency["high"]
     assert answer["visits"] == 2
     assert [len(s) for s in answer["samples_ns"]] == [3, 3]
+
+
+def test_measure_shows_wall_times_beside_what_was_taken_off(run: Run) -> None:
+    command = ["measure", "nasbench201:0,0,0,0,0,0", "--resolution", "8", *QUICK]
+    answer = json.loads(ok(run(*command, "--json")).out)
+    runs = np.concatenate(answer["samples_ns"]) * 1e-6
+    assert answer["wall_ms"] == pytest.approx({"p50": np.percentile(runs, 50), "p99": np.percentile(runs, 99)})
+    done = ok(run(*command))
+    assert "wall ms" in done.out
+    assert "is taken off" in done.err
+    assert "drift" in done.err
+
+
+#: The space of SMALL, and the options that name it for a MODEL.
+ARCH, OF_SMALL = "nasbench201:3,3,1,2,0,4", SMALL[2:]
+
+
+@dataclass
+class Shelf:
+    """Saved predictors that were made up, for this machine's own Setting."""
+
+    root: Path
+    setting: Setting
+    space: Any
+
+    def put(self, day: int, slow: float, *, ops: int | None = None, **card: Any) -> Path:
+        """Save a table made on that day of a month; with ``ops`` one for any network that knows that many Ops."""
+        made = table(self.space, setting=card.pop("setting", self.setting), slow=slow)
+        facts = {"created": f"2026-01-{day:02d}T00:00:00+00:00", "device": {"profile": "mine"}, **card}
+        if ops is not None:
+            facts["space"] = None
+        entries = dict(list(made.entries.items())[:ops])
+        return lookup.save(Table(made.card.replace(**facts), entries), self.root, "local-cpu")
+
+
+@pytest.fixture
+def shelf(run: Run, tmp_path: Path, local_device: Any) -> Shelf:
+    space = load_space("nasbench201", resolution=8, num_cells=1, channels=4)
+    return Shelf(tmp_path / "latbench-models", local_device.setting, space)
+
+
+def predicted(run: Run) -> float:
+    answer = json.loads(ok(run("predict", ARCH, *OF_SMALL, "--json")).out)
+    return float(answer["metrics"]["latency_ms"]["value"])
+
+
+def test_a_device_s_name_means_the_newest_predictor_of_its_setting(run: Run, shelf: Shelf) -> None:
+    shelf.put(2, 3.0)
+    expected = predicted(run)
+    shelf.put(1, 1.0)
+    shelf.put(3, 7.0, setting=replace(shelf.setting, threads=99))
+    assert predicted(run) == pytest.approx(expected)
+    shelf.put(4, 6.0)
+    assert predicted(run) == pytest.approx(2 * expected)
+
+
+def searched(run: Run, folder: str, *options: str) -> SearchResult:
+    wanted = ["--accuracy", "none", "--objective", "latency_ms", "--objective=-params", "--budget", "12"]
+    ok(run("search", "random", *SMALL, *wanted, "--run", folder, *options))
+    return SearchResult.load(folder)
+
+
+def test_a_search_passes_over_a_newer_predictor_that_does_not_know_the_space(run: Run, shelf: Shelf) -> None:
+    good = load_predictor(shelf.put(1, 1.0))
+    shelf.put(2, 1.0, ops=3)
+    result = searched(run, "found")
+    assert result.provenance["latency"][""]["card"] == good.card.to_json()["checksum"]
+    assert device_of(result) == "mine"
+
+
+def test_a_search_keeps_its_limits_and_its_seed(run: Run, shelf: Shelf) -> None:
+    shelf.put(1, 1.0)
+    free = searched(run, "free")
+    limit = sorted(c.values["latency_high_ms"] for c in free.candidates)[6]
+    kept = searched(run, "kept", "--limit", f"latency_ms={limit}")
+    assert kept.problem.limits == {"latency_ms": limit}
+    assert all(c.values["latency_high_ms"] <= limit for c in kept.front)
+    assert any(c.values["latency_high_ms"] > limit for c in free.front)
+    assert [c.arch for c in searched(run, "again").candidates] == [c.arch for c in free.candidates]
+    other = searched(run, "other", "--seed", "1")
+    assert other.provenance["seed"] == 1
+    assert [c.arch for c in other.candidates] != [c.arch for c in free.candidates]
+
+
+def test_a_prediction_is_compared_with_the_same_statistic(run: Run, shelf: Shelf) -> None:
+    shelf.put(1, 1.0, statistic="min")
+    command = ["predict", ARCH, *OF_SMALL, "--measure", *QUICK]
+    answer = json.loads(ok(run(*command, "--json")).out)
+    measured = answer["measured"]
+    assert answer["statistic"] == measured["statistic"] == "min"
+    assert measured["metrics"]["latency_ms"]["value"] == pytest.approx(measured["statistics_ms"]["min"])
+    assert measured["statistics_ms"]["min"] < measured["statistics_ms"]["mean"]
+    assert "min of both" in ok(run(*command)).out
+    assert "predicts min" in error(run(*command, "--protocol", "statistic=p50"))
+
+
+def test_a_number_that_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"interval": [0.0, float("inf")], "deep": {"x": float("nan")}})
+    assert json.loads(capsys.readouterr().out) == {"interval": [0.0, None], "deep": {"x": None}}
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warning", 0), ("problem", 1)])
+def test_check_ends_with_1_where_a_device_is_not_fit(
+    run: Run, monkeypatch: pytest.MonkeyPatch, state: Any, code: int
+) -> None:
+    class Told(NumpyDevice):
+        def checks(self) -> list[Check]:
+            return [Check("load", state, "9.0 on 2 cores", "stop other programs")]
+
+    monkeypatch.setattr("latbench.load_device", lambda name: Told())
+    done = run("check", "anything")
+    assert done.code == code
+    assert "stop other programs" in done.out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["report", "--space", "nasbench201"], ["store", "campaigns"], ["store", "export", "folder"],
+        ["fit", "table"], ["evaluate", "table"],
+    ],
+)  # fmt: skip
+def test_a_store_that_is_only_read_is_not_made(run: Run, tmp_path: Path, args: list[str]) -> None:
+    assert "none.db: there is no store" in error(run(*args, "--store", "none.db"))
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("option", ["level=0.8", "store=x.db", "name=x", "data=1"])
+def test_an_option_of_a_predictor_that_is_an_argument_of_the_fit_is_refused(run: Run, option: str) -> None:
+    name = option.partition("=")[0]
+    assert f"--option {name}=…" in error(run("fit", "table", *SMALL, "--option", option))
+
+
+@pytest.mark.parametrize("option", ["seed=3", "run=x", "problem=1"])
+def test_an_option_of_a_searcher_that_is_an_argument_of_the_search_is_refused(run: Run, option: str) -> None:
+    name = option.partition("=")[0]
+    assert f"--option {name}=…" in error(run("search", "random", *SMALL, "--option", option))
+
+
+def test_an_option_that_a_table_of_accuracies_does_not_have_is_refused(run: Run) -> None:
+    wrong = ["--accuracy", "known.parquet:top1", "--accuracy-set", "epochs=3"]
+    text = error(run("search", "random", *SMALL, *wrong))
+    assert "--accuracy-set epochs" in text
+    assert "percent" in text
 
 
 def test_the_whole_way_from_profile_to_report(run: Run, tmp_path: Path) -> None:
