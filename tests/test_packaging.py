@@ -190,7 +190,34 @@ def test_the_bundled_tables_are_found_in_the_wheel(probe: dict[str, Any]) -> Non
     here = ROOT / "tables"
     wanted = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert set(probe["tables"]) == wanted
+    assert probe["named"], "no bundled table"
     assert probe["named"] == sorted(card.parent.name for card in here.glob("*/card.json"))
+
+
+PREDICT = """
+import json
+import latbench as lb
+from latbench.predictors.files import bundled
+
+space = lb.load_space("mobilenetv3", resolution=224)
+net = space.network(space.sample(seed=0))
+found = {}
+for name in bundled():
+    model = lb.load_predictor(name)
+    if model.card.space == space.spec:
+        estimate = model.predict(net)
+        found[name] = [estimate.low_ms, estimate.latency_ms, estimate.high_ms]
+print(json.dumps(found))
+"""
+
+
+def test_a_bundled_table_predicts_a_network_from_the_wheel(fresh: Path, tmp_path: Path) -> None:
+    done = run(fresh, "-c", PREDICT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found, "no bundled table of mobilenetv3 at 224"
+    for low, value, high in found.values():
+        assert 0 < low < value < high
 
 
 def test_the_command_runs_from_the_wheel(fresh: Path, tmp_path: Path) -> None:
