@@ -22,7 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Hardware(_Model):
@@ -74,6 +74,8 @@ def read_profile(path: str | Path) -> Profile:
         data = tomllib.loads(p.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{p}: no such profile file") from None
+    except OSError as e:
+        raise ConfigError(f"{p}: cannot be read: {e.strerror or e}") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{p}: not TOML: {e}") from e
     return parse_section(Profile, data, str(p), "")

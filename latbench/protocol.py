@@ -23,7 +23,7 @@ class Protocol(BaseModel):
     most ``max_requeues`` times.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     warmup_runs: int = Field(default=3, ge=1)
     warmup_tolerance: float = Field(default=0.05, gt=0)

@@ -55,6 +55,10 @@ def test_a_profile_of_ones_own_is_loaded_from_its_path(tmp_path: Path) -> None:
         (GOOD.replace('kind = "onnxruntime"', "kind = 5"), "runtime.kind"),
         (GOOD + "\n[protocol]\nmin_runs = 20\nmax_runs = 10", "protocol"),
         (GOOD + "\n[protocol]\nrepeats = 20", "protocol.repeats"),
+        (GOOD + "\n[protocol]\nmax_ms = inf", "protocol.max_ms"),
+        (GOOD + "\n[protocol]\nvisit_timeout_s = inf", "protocol.visit_timeout_s"),
+        (GOOD + "\n[protocol]\nwarmup_tolerance = nan", "protocol.warmup_tolerance"),
+        (GOOD + "\n[hardware]\npeak_gflops = inf", "hardware.peak_gflops"),
         (GOOD + "\n[hardware]\npeak_gflops = -1", "hardware.peak_gflops"),
         (GOOD.replace("[transport]", 'colour = "red"\n[transport]'), "colour"),
         (GOOD.replace('name = "board"', ""), "name"),
@@ -78,6 +82,12 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such profile"):
         load_device(tmp_path / "nothing.toml")
+
+
+def test_a_folder_is_no_profile_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.toml: cannot be read"):
+        load_device(tmp_path / "folder.toml")
 
 
 @given(st.text())
