@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,12 +81,33 @@ def test_moga_weighs_objectives_by_their_weights_unless_told_otherwise() -> None
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"weights": [1]}, {"weights": [-1, 2]}, {"population": 2}, {"mutation": "wild"}, {"crossover": 1.5}],
+    ("option", "values", "right"),
+    [
+        (
+            "weights",
+            ([1], [-1, 2], 0.4, "ab", ["a", 1], [0, 0], [True, 1], [np.nan, 1]),
+            "a list of 2 numbers, one each",
+        ),
+        ("population", (2, "abc", 10.5, True, None), "a whole number of at least 4"),
+        ("crossover", (1.5, -0.1, "high", True, None, np.nan), "a number from 0 to 1"),
+        ("mutation_rate", (2, "often"), "a number from 0 to 1"),
+        ("mutation", ("wild", 3), "'hierarchical' or 'uniform'"),
+        ("max_tries", (0, "many", 1.5), "a whole number of at least 1"),
+    ],
 )
-def test_moga_refuses_unusable_options(options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="moga"):
-        Moga(ToyProblem().problem, **options)
+def test_moga_refuses_unusable_options_and_says_what_would_be_right(
+    option: str, values: tuple[object, ...], right: str
+) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^moga: {option} .*{right}") as e:
+            Moga(ToyProblem().problem, **{option: value})
+        assert repr(value) in str(e.value)
+
+
+def test_random_search_refuses_unusable_options() -> None:
+    for value in (0, "many", 1.5, True):
+        with pytest.raises(ConfigError, match=r"^random: max_tries must be a whole number of at least 1, got"):
+            RandomSearch(ToyProblem().problem, max_tries=value)
 
 
 def test_hierarchical_mutation_changes_one_property_of_a_choice() -> None:
@@ -127,6 +149,57 @@ def test_moga_breaks_ties_by_soft_limits_before_crowding() -> None:
     assert set(survivors(points, [0] * 4, 2).tolist()) == {0, 3}
     # Only among equals: what others dominate stays behind what dominates it.
     assert survivors(np.array([[1.0, 1.0], [0.0, 0.0]]), [0, 0], 1, soft=[0.0, 1.0]).tolist() == [1]
+
+
+def answers(points: list[tuple[float, float]], soft: list[float] | None = None) -> list[Candidate]:
+    """Made-up answers: candidate ``i`` has these values, and soft limits broken by so much."""
+    return [
+        Candidate((i % 4, i // 4, *[0] * 6), {"error": e, "latency_ms": t}, number=i, soft_violation=v)
+        for i, ((e, t), v) in enumerate(zip(points, soft or [0.0] * len(points), strict=True))
+    ]
+
+
+def test_moga_lets_the_weighted_crowding_distance_decide_who_survives() -> None:
+    # One front, its ends apart. Between them the points are far apart in error, or in latency.
+    points = [(0.0, 100.0), (1.0, 60.0), (2.0, 58.0), (3.0, 56.0), (30.0, 3.0), (60.0, 2.0), (80.0, 1.0), (100.0, 0.0)]
+    kept = {}
+    for weights in ([1.0, 0.0], [0.0, 1.0]):
+        searcher = Moga(ToyProblem().problem, population=4, weights=weights)
+        searcher.tell(answers(points)[:4])
+        searcher.tell(answers(points)[4:])
+        kept[tuple(weights)] = {c.number for c in searcher._parents} - {0, 7}
+    # By eq. 5, in hundredths between both neighbours: 2, 2, 28, 57, 50, 40 of error, 42, 4, 55, 54, 2, 2 of latency.
+    assert kept == {(1.0, 0.0): {4, 5}, (0.0, 1.0): {3, 4}}
+
+
+def test_moga_keeps_among_equals_those_that_keep_the_soft_limits() -> None:
+    points = [(float(i), 7.0 - i) for i in range(8)]
+    # The ends, which are always furthest from their neighbours, break them.
+    soft = [1.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 1.0]
+    searcher = Moga(ToyProblem().problem, population=4)
+    searcher.tell(answers(points, soft)[:4])
+    searcher.tell(answers(points, soft)[4:])
+    assert {c.number for c in searcher._parents} == {1, 3, 4, 6}
+
+
+@pytest.mark.parametrize("crossover", [0.0, 1.0])
+def test_moga_crosses_parents_as_often_as_it_is_told(crossover: float) -> None:
+    # Parents of one choice everywhere, and hardly any mutation: only crossing over makes a mixture of two halves.
+    toy = ToyProblem()
+    searcher = Moga(toy.problem, population=4, crossover=crossover, mutation_rate=0.0, seed=1)
+    searcher.tell([
+        Candidate((c,) * 8, {"error": float(c), "latency_ms": 3.0 - c}, number=c) for c in range(4)
+    ])  # fmt: skip
+    assert searcher.generation == 1
+    children = searcher.ask(4)
+    switches = [sum(a != b for a, b in pairwise(c)) for c in children]
+    halves = [len(set(c[:2])) == len(set(c[-2:])) == 1 and c[0] != c[-1] for c in children]
+    assert len(children) == 4
+    if crossover:
+        assert any(s == 1 and h for s, h in zip(switches, halves, strict=True))
+    else:
+        # A copy must be mutated, and that changes a position or a few.
+        assert all(max(Counter(c).values()) >= 5 for c in children)
 
 
 def test_moga_proposes_no_more_than_a_generation_lacks() -> None:
