@@ -204,22 +204,23 @@ class RuntimeGraph:
         specs = [self.net.tensors[t] for t in begins]
         # onnxruntime numbers conversions differently each time: their tensor is the better name.
         given = last.name and not (last.domain == NCHWC and last.op_type in REORDERS)
-        name, provider = last.name if given else f"{last.op_type}({ends[0]})", "CPUExecutionProvider"
+        name = last.name if given else f"{last.op_type}({ends[0]})"
         covered = self._between(begins, ends)
         if not covered:
             spec = self.net.tensors[ends[0]]
             kind = REORDERS.get(last.op_type, last.op_type.lower())
             body = [Step(Op.make("identity", [spec]), (-1,))]
-            return Unit(Op.unit(kind, [spec], body, **attrs), (), (ends[0],), name, provider)
+            return Unit(Op.unit(kind, [spec], body, **attrs), (), (ends[0],), name)
         place = {t: -i for i, t in enumerate(begins, 1)}
-        steps = []
-        for i, n in enumerate(covered):
+        steps, values = [], 0
+        for n in covered:
             steps.append(Step(n.op, tuple(place[t] for t in n.inputs)))
-            place.update(dict.fromkeys(n.outputs, i))
+            place.update((t, values + k) for k, t in enumerate(n.outputs))
+            values += len(n.op.outputs)
         kind = _kind([n.op.kind for n in covered])
         op = Op.unit(kind, specs, steps, [place[t] for t in ends], **attrs)
         nodes = [m for n in covered for m in (n.name, *self._twins(n)) if m not in taken]
-        return Unit(op, tuple(nodes), tuple(ends), name, provider)
+        return Unit(op, tuple(nodes), tuple(ends), name)
 
     def _twins(self, node: Node) -> list[str]:
         """Names of the nodes that were merged into one."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latbench.device import Unit
-from latbench.errors import ModelError, NotInstalledError
+from latbench.errors import LatbenchError, ModelError, NotInstalledError
 from latbench.network import Network
 from latbench.op import Op
 from latbench.runtime import artefact_folder, write_atomically
@@ -67,21 +71,40 @@ def units_name(net: Network) -> str:
     return f"units-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
+def kept_units(path: Path, net: Network, provider: str, make: Callable[[], list[Unit]]) -> list[Unit]:
+    """A network's units from the file that keeps them; made, and kept, where it is missing or damaged.
+
+    Where a unit runs is known of the CPU's provider alone: others leave to the CPU what they do not have.
+    """
+    try:
+        units = units_from_json(path.read_text("utf-8"), net)
+        check_coverage(units, net)
+        with suppress(OSError):
+            os.utime(path)  # so that it is not pruned
+    except (OSError, ValueError, TypeError, LookupError, LatbenchError):
+        units = make()
+        write_atomically(path, units_to_json(units, net).encode())
+    return placed(units, provider)
+
+
+def placed(units: Iterable[Unit], provider: str) -> list[Unit]:
+    """The units with what is known of where they run."""
+    return [replace(u, provider=provider if provider == "CPUExecutionProvider" else "") for u in units]
+
+
 def units_to_json(units: Sequence[Unit], net: Network) -> str:
     """Units as JSON that fits every network of the same key: nodes and tensors are given by number."""
     number = {n.name: i for i, n in enumerate(net.nodes)}
     tensor = {t: i for i, t in enumerate(_tensors(net))}
-    return json.dumps(
-        [[u.op.key, [number[n] for n in u.nodes], [tensor[t] for t in u.outputs], u.name, u.provider] for u in units]
-    )
+    return json.dumps([[u.op.key, [number[n] for n in u.nodes], [tensor[t] for t in u.outputs], u.name] for u in units])
 
 
 def units_from_json(text: str, net: Network) -> list[Unit]:
     """The inverse of :func:`units_to_json`."""
     names, tensors = [n.name for n in net.nodes], _tensors(net)
     return [
-        Unit(_parse(key), tuple(names[i] for i in nodes), tuple(tensors[i] for i in outputs), name, provider)
-        for key, nodes, outputs, name, provider in json.loads(text)
+        Unit(_parse(key), tuple(names[i] for i in nodes), tuple(tensors[i] for i in outputs), str(name))
+        for key, nodes, outputs, name in json.loads(text)
     ]
 
 
@@ -106,9 +129,7 @@ def plan(setting: Setting, net: Network) -> list[Unit]:
     o = setting.options
     target = {"plan": setting.runtime, "version": setting.runtime_version, **o}
     path = artefact_folder(target) / units_name(net)
-    if not path.exists():
-        write_atomically(path, units_to_json(_plan(setting, net), net).encode())
-    return units_from_json(path.read_text("utf-8"), net)
+    return kept_units(path, net, str(o["provider"]), lambda: _plan(setting, net))
 
 
 def _plan(setting: Setting, net: Network) -> list[Unit]:

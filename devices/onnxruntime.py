@@ -30,7 +30,7 @@ from latbench.visit import Failure
 
 from .machine_checks import machine_checks
 from .onnx_artefacts import Artefacts, block_size, probe_model
-from .onnx_units import graph_of, units_from_json, units_name, units_of, units_to_json
+from .onnx_units import graph_of, kept_units, placed, units_from_json, units_name, units_of, units_to_json
 
 if TYPE_CHECKING:
     import onnx
@@ -197,12 +197,11 @@ class OnnxRuntime(RunnerRuntime):
     def units(self, net: Network) -> list[Unit]:
         """The runtime's nodes for a network, layout conversions included, in execution order."""
         name = units_name(net)
-        path = self.folder / name
         if name not in self._units:
-            if not path.exists():
-                write_atomically(path, units_to_json(self._read_units(net), net).encode())
-            self._units[name] = path.read_text("utf-8")
-        return units_from_json(self._units[name], net)
+            made = kept_units(self.folder / name, net, self.options.provider, lambda: self._read_units(net))
+            self._units[name] = units_to_json(made, net)
+            return made
+        return placed(units_from_json(self._units[name], net), self.options.provider)
 
     def _read_units(self, net: Network) -> list[Unit]:
         import onnx

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latbench.transport import Transport
 
 #: Version of the artefacts' form; a higher one makes cached artefacts of lower ones unused.
-ARTEFACT_VERSION = 4
+ARTEFACT_VERSION = 5
 #: Seconds for which files that were used stay in a cache, however full it is.
 KEPT_S = 86400.0
 

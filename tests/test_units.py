@@ -17,7 +17,9 @@ from latbench.devices.onnx_graph import RuntimeGraph
 from latbench.devices.onnx_units import (
     check_coverage,
     graph_of,
+    kept_units,
     optimise_here,
+    placed,
     plan,
     units_from_json,
     units_of,
@@ -76,7 +78,6 @@ def test_units_cover_each_primitive_with_work_once_in_every_space(
     assert max(covered.values()) == 1
     for u in units:
         assert Op.parse(u.op.key) == u.op
-        assert u.provider == CPU
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "extended"])
@@ -215,6 +216,43 @@ def test_units_survive_json_for_every_network_of_the_same_key() -> None:
     assert other.key == same.key
     moved = units_from_json(units_to_json(read(same), same), other)
     assert [n for u in moved for n in u.nodes] == ["first", "first_act"]
+
+
+def test_a_unit_of_several_outputs_says_which_is_which() -> None:
+    from onnx import helper
+
+    x = helper.make_tensor_value_info("x", 1, [1, 64])
+    made = [
+        helper.make_tensor_value_info("y", 2, [1, 64]), helper.make_tensor_value_info("scale", 1, []),
+        helper.make_tensor_value_info("zero", 2, []),
+    ]  # fmt: skip
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "scale", "zero"], name="quantize")
+    graph = helper.make_graph([node], "net", [x], made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (unit,) = read(Network.from_onnx(model.SerializeToString()))
+    assert [(t.dtype, t.shape) for t in unit.op.outputs] == [("u8", (1, 64)), ("f32", ()), ("u8", ())]
+    assert unit.outputs == ("y", "scale", "zero")
+
+
+def test_where_a_unit_runs_is_said_only_where_it_is_known(local_device: Device) -> None:
+    net = small()
+    assert {u.provider for u in read(net)} == {""}
+    assert {u.provider for _ in range(2) for u in local_device.units(net)} == {CPU}
+    assert {u.provider for u in placed(read(net), "CUDAExecutionProvider")} == {""}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[[1]]", '[["op1:nonsense",[0],[0],"x"]]', '{"a":1}', "null", "[[]]"])
+def test_a_damaged_file_of_units_is_made_again(local_device: Device, tmp_path: Path, text: str) -> None:
+    net = small()
+    path = tmp_path / "units.json"
+    path.write_text(text)
+    assert kept_units(path, net, CPU, lambda: read(net)) == placed(read(net), CPU)
+    assert units_from_json(path.read_text(), net) == read(net)
+
+
+def small() -> Network:
+    b = NetworkBuilder("small")
+    return b.build(b.conv(b.input((1, 3, 8, 8)), 8, 3, act="relu"))
 
 
 def test_a_plan_on_the_host_is_what_the_device_says(local_device: Device) -> None:
