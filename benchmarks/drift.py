@@ -145,7 +145,7 @@ def compare(found: dict[str, Evidence], statistic: Any) -> dict[str, Any]:
     ways = {"as measured": (False, False), "less wait": (True, False), "corrected": (True, True)}
     one, two = (values(found[n], statistic, True, True) for n in ("quiet", "quiet again"))
     truth = {k: math.sqrt(one[k] * two[k]) for k in one if k in two}
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"errors": {}, "drift": {}}
     lines = []
     for group in ("ops", "networks"):
         keys = [k for k in truth if k.startswith("net1:") == (group == "networks")]
@@ -163,15 +163,16 @@ def compare(found: dict[str, Evidence], statistic: Any) -> dict[str, Any]:
             ratio = errors["corrected"] / noise
             goal = f"≤ {limit} × {verdict(ratio <= limit)}"
             lines.append([name, group, *map(percent, errors.values()), f"{ratio:.2f} ×", goal])
-            out[f"{name}, {group}"] = {
-                "quiet_apart": apart, "noise": noise, "ratio": ratio, "limit": limit, "met": ratio <= limit, **errors,
+            out["errors"][f"{name}, {group}"] = {
+                "quiet_rmspe": apart, "noise_rmspe": noise, **{f"rmspe {way}": x for way, x in errors.items()},
+                "ratio": ratio, "target": limit, "met": ratio <= limit,
             }  # fmt: skip
     table(f"Error under contention (RMSPE of {statistic} against the pool of the quiet runs)",
           ["run", "of", *ways, "to noise", "target"], lines)  # fmt: skip
     for name, e in found.items():
         d = e.drift(statistic)
         left = ", ".join(f"{k} {d.spread_percent[k]:.2f} → {v:.2f} %" for k, v in d.residual_percent.items())
-        out[f"{name}, drift"] = d.report()
+        out["drift"][name] = d.report()
         print(f"{name}: drift span {d.span_percent:.1f} %, {d.model}; spread over Visits {left}")
     print()
     return out

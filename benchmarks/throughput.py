@@ -127,7 +127,7 @@ def networks(n: int, resolution: int, seed: int) -> dict[str, Any]:
             model = lb.load_predictor(cls.fit(data).save(Path(folder) / cls.name))
             for way, times in first_predictions(model, paths, Path(folder) / f"{cls.name}-plans").items():
                 median, worst = float(np.median(times)), max(times)
-                out[f"{cls.name}, {way}"] = {"median_ms": median, "worst_ms": worst, "met": median <= TARGET_MS}
+                out[f"{cls.name}, {way}"] = {"median_ms": median, "slowest_ms": worst, "met": median <= TARGET_MS}
                 goal = f"{verdict(median <= TARGET_MS)} ({way})"
                 what = f"{cls.name}, {WAYS[way]}"
                 rows.append((what, f"{median:.2f} ms", f"{worst:.2f} ms", f"≤ {TARGET_MS:g} ms", goal))
