@@ -88,8 +88,7 @@ class Campaign:
     def resume(cls, device: Device, *, store: Store | str | Path = "latbench.db", campaign: str | None = None) -> Self:
         """The newest unfinished campaign of an open device (or the one with this id), as the store knows it.
 
-        Weights and files of Networks are not in the store: such Networks are measured with generated weights. Raises
-        :class:`ConfigError` if there is none.
+        Raises :class:`ConfigError` if there is none, and where Networks came from files: these are not in the store.
         """
         with _opened_store(store) as s:
             found = [
@@ -103,6 +102,16 @@ class Campaign:
             subjects = s.subjects({x.subject for x in slots.values()})
         items = (PlanItem(subjects[x.subject], x.purpose, x.replica) for _, x in sorted(slots.items()))
         plan = Plan(tuple(items), record.seed, record.space)
+        files = [x for x in plan.subjects if isinstance(x, Network) and ("sha256" in x.origin or "file" in x.origin)]
+        again = "run the same command again, and it goes on where it stopped"
+        if files:
+            which = ", ".join(str(x.origin.get("file", x.name)) for x in files[:3])
+            raise ConfigError(
+                f"campaign {record.name} measures networks from files ({which}), whose weights are not in the store: "
+                f"{again}"
+            )
+        if plan.hash(device.setting, record.protocol) != record.plan:
+            raise ConfigError(f"campaign {record.name} cannot be planned again from the store alone: {again}")
         return cls(device, plan, store=store, protocol=record.protocol, name=record.name)
 
     def run(self, progress: OnProgress | None = None) -> CampaignResult:

@@ -6,6 +6,7 @@ become which primitives stands in :mod:`latbench.onnx_rules`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def from_onnx(model: str | Path | bytes, *, shapes: Mapping[str, Sequence[int]] 
     """Read an ONNX file, or its bytes.
 
     ``shapes`` gives sizes to inputs that have none: ``{"input": (1, 3, 224, 224)}``. The network keeps the weights,
-    and in ``source`` the file's bytes (with ``shapes`` written into them) unless it has external data. Raises
+    and in ``source`` the file's bytes (with ``shapes`` written into them) unless it has external data; ``origin`` has
+    their SHA-256, by which campaigns tell files of equal structure apart. Raises
     :class:`DynamicShapeError` naming the input or node and the dimension, and :class:`ModelError` for files that are
     truncated, invalid, have external data outside their folder, or hold an operator whose output shape nobody knows.
     """
@@ -40,7 +42,21 @@ def from_onnx(model: str | Path | bytes, *, shapes: Mapping[str, Sequence[int]] 
     reader = GraphReader(proto, where)
     for i, node in enumerate(proto.graph.node):
         reader.read(node, i)
-    return reader.network(name, source, {} if isinstance(model, bytes) else {"file": str(model)})
+    origin = {"sha256": _digest(proto, source)}
+    return reader.network(name, source, origin if isinstance(model, bytes) else {"file": str(model), **origin})
+
+
+def _digest(proto: onnx.ModelProto, source: bytes | None) -> str:
+    """SHA-256 of the bytes, or of graph and weights where these lie in other files."""
+    if source is not None:
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    for node in proto.graph.node:
+        digest.update(node.SerializeToString(deterministic=True))
+    for tensor in proto.graph.initializer:
+        digest.update(tensor.name.encode() + b"\0")
+        digest.update(tensor.raw_data or tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 class UnmappedError(Exception):

@@ -147,13 +147,19 @@ class Plan:
         return list({i.subject.key: i.subject for i in self.items}.values())
 
     def hash(self, setting: Setting, protocol: MeasurementProtocol) -> str:
-        """Content hash, 16 hexadecimal digits: equal hash, equal campaign."""
+        """Content hash, 16 hexadecimal digits: equal hash, equal campaign.
+
+        Fields of the protocol and of the Setting at their default do not count, so that one that a later version adds
+        leaves campaigns resumable. Networks from files count with the content of the file: the key has no weights.
+        """
         content = {
-            "setting": setting.to_json(),
-            "protocol": protocol.model_dump(mode="json"),
+            "setting": setting.hash,
+            "protocol": protocol.model_dump(mode="json", exclude_defaults=True),
             "seed": self.seed,
             "items": [[i.subject.key, i.purpose, i.replica] for i in self.items],
         }
+        if files := {s.key: digest for s in self.subjects if (digest := _file_digest(s))}:
+            content["files"] = files
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def runs(self, slots: Sequence[S], number: int) -> list[list[S]]:
@@ -175,6 +181,11 @@ class Plan:
         for s in shuffled:
             dealt[(offset[s.subject] + s.replica) % parts].append(s)
         return [d for d in dealt if d]
+
+
+def _file_digest(subject: Op | Network) -> str | None:
+    """SHA-256 of the file that a Network came from."""
+    return subject.origin.get("sha256") if isinstance(subject, Network) else None
 
 
 def _distinct_networks(

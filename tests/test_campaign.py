@@ -34,7 +34,7 @@ from latbench.errors import (
     TransportError,
 )
 from latbench.evidence import Evidence
-from latbench.network import NetworkBuilder
+from latbench.network import Network, NetworkBuilder
 from latbench.op import Op, TensorSpec
 from latbench.plan import Plan, PlanItem
 from latbench.store import Store
@@ -463,6 +463,19 @@ def test_a_campaign_is_resumed_from_the_store_alone(store, device):
     assert (result.name, result.slots) == ("nightly", {"done": 6})
     with pytest.raises(ConfigError, match="no unfinished campaign"):
         Campaign.resume(device, store=store)
+
+
+def test_a_campaign_of_files_goes_on_with_the_same_files_alone(store, device):
+    def file(seed):
+        return Network.from_onnx(network().to_onnx(seed=seed).SerializeToString())
+
+    with pytest.raises(KeyboardInterrupt):
+        Campaign(device, [file(1)], store=store).run(stop_after(1))
+    with pytest.raises(ConfigError, match=r"from files.*weights are not in the store: run the same command again"):
+        Campaign.resume(device, store=store)
+    assert file(1).key == file(2).key
+    assert not Campaign(device, [file(2)], store=store).run().resumed
+    assert Campaign(device, [file(1)], store=store).run().resumed
 
 
 def test_a_device_that_is_closed_is_opened_and_closed_again(store):

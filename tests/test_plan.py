@@ -10,6 +10,7 @@ from numpy_device import matmul
 from latbench.device import Unit
 from latbench.errors import ConfigError
 from latbench.load import load_space
+from latbench.network import Network, NetworkBuilder
 from latbench.plan import Plan, PlanItem
 from latbench.protocol import Protocol
 from latbench.setting import Setting
@@ -106,6 +107,36 @@ def test_the_hash_depends_on_everything_that_makes_a_campaign():
         plan.hash(SETTING, Protocol(max_visits=9)),
     ]
     assert len({same, *others}) == 6
+
+
+def test_the_hash_tells_purposes_and_replicas_apart():
+    items = [
+        (PlanItem(matmul(8), "op"),),
+        (PlanItem(matmul(8), "calibration"),),
+        (PlanItem(matmul(8), "calibration", 1),),
+    ]
+    assert len({Plan(i).hash(SETTING, Protocol()) for i in items}) == 3
+
+
+def test_a_new_field_of_the_protocol_leaves_the_hash_as_it_is():
+    class Later(Protocol):
+        cool_down_ms: float = 0.0
+
+    plan = Plan.of([matmul(8)])
+    assert plan.hash(SETTING, Later()) == plan.hash(SETTING, Protocol())
+    assert plan.hash(SETTING, Later(cool_down_ms=1.0)) != plan.hash(SETTING, Protocol())
+
+
+def test_files_of_equal_structure_are_different_plans():
+    def plan(seed):
+        b = NetworkBuilder("net")
+        net = b.build(b.linear(b.input((1, 4)), 4))
+        return Plan.of([Network.from_onnx(net.to_onnx(seed=seed).SerializeToString())])
+
+    first, again, other = plan(1), plan(1), plan(2)
+    assert first.subjects[0].key == other.subjects[0].key
+    assert first.hash(SETTING, Protocol()) == again.hash(SETTING, Protocol())
+    assert first.hash(SETTING, Protocol()) != other.hash(SETTING, Protocol())
 
 
 def test_equal_subjects_are_planned_once():
