@@ -23,7 +23,7 @@ from latbench.network import Network
 from latbench.op import Op
 from latbench.profile import Profile, parse_section
 from latbench.runner import RunnerRuntime
-from latbench.runtime import Artefact, artefact_folder, prune, write_atomically
+from latbench.runtime import ARTEFACT_VERSION, Artefact, artefact_folder, prune, write_atomically
 from latbench.setting import Setting
 from latbench.transport import Transport
 from latbench.visit import Failure
@@ -126,14 +126,18 @@ class OnnxRuntime(RunnerRuntime):
 
     @property
     def setting(self) -> Setting:
-        """Device, version and options; the layout's block size says which kernels this CPU gets."""
-        o = self.options
+        """Device, version and options; the layout's block size says which kernels this CPU gets.
+
+        The environment variables of the profile belong to it: they may change what a runtime does.
+        """
+        o, env = self.options, dict(self.profile.transport.get("env") or {})
         return Setting(
             device=self.identity(), runtime=self.name, runtime_version=self.version, threads=o.threads,
             affinity=self.affinity, power_mode=self.profile.power_mode,
             options={
                 "provider": o.provider, "execution_mode": o.execution_mode, "opset": o.opset,
                 "graph_optimization": o.graph_optimization, "ir_version": o.ir_version, "nchwc_block": self.block,
+                "artefacts": ARTEFACT_VERSION, **({"env": env} if env else {}),
             },
         )  # fmt: skip
 

@@ -21,7 +21,8 @@ from latbench.op import Op, TensorSpec
 from latbench.profiled_device import ProfiledDevice
 from latbench.protocol import Protocol
 from latbench.runner import quiet_host
-from latbench.runtime import prune
+from latbench.runtime import ARTEFACT_VERSION, prune
+from latbench.setting import Setting
 from latbench.testing.devices import DeviceConformance, small_conv, small_network
 
 QUICK = Protocol(warmup_runs=1, warmup_max_ms=1, min_runs=3, max_runs=5, min_ms=0)
@@ -42,6 +43,14 @@ def test_the_setting_holds_every_option_that_changes_numbers(make_device: Make) 
         assert a.setting.hash != b.setting.hash
         assert a.setting.differences(b.setting)[0].startswith("options")
         assert a.setting.affinity == (max(os.sched_getaffinity(0)),)
+
+
+def test_the_setting_holds_what_else_changes_numbers(make_device: Make) -> None:
+    with make_device() as a, make_device({"OMP_WAIT_POLICY": "PASSIVE"}) as b:
+        assert a.setting.options["artefacts"] == ARTEFACT_VERSION
+        assert "env" not in a.setting.options
+        assert b.setting.options["env"] == {"OMP_WAIT_POLICY": "PASSIVE"}
+        assert Setting.from_json(b.setting.to_json()).hash == b.setting.hash != a.setting.hash
 
 
 def test_a_core_that_does_not_exist_is_refused(make_device: Make) -> None:
