@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from latbench.errors import ConfigError
@@ -22,9 +23,16 @@ class Searcher(ABC):
 
     A candidate may come back that was not evaluated (``info["evaluated"]`` is false): it breaks a hard limit on a value
     that is known without evaluation, and costs no budget. :meth:`Problem.cheap` tells beforehand.
+
+    A searcher with more to keep than fits JSON writes files into :attr:`folder`, and ``state`` names them relative to
+    it, since the folder may have moved when they are read again. A file that a ``state`` names stays as it is until
+    the next ``state`` after it: a search may go on from the one before. Without a folder it keeps them elsewhere.
     """
 
     name: str
+    #: A folder of this search alone, for what is too large for ``state`` (weights of a supernet), or None. A search
+    #: sets it before the first ``ask`` or ``restore``; it exists then.
+    folder: Path | None = None
     #: How many architectures the method likes to be asked for at a time: as many can be evaluated at once. A search
     #: tells all of them, in the order of asking, before it asks again.
     batch: int = 1

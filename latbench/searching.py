@@ -102,6 +102,7 @@ def search(
         kept = _open_store(stack, store, run)
         if kept is not None:
             _lock(stack, kept, identity)
+            searcher.folder = _private_folder(kept, run, identity)
         driver = Driver(
             problem, searcher, accuracy, budget=budget, store=kept, identity=identity, plan=plan, resume=resume,
             executor=executor, workers=workers, progress=progress, max_failures=max_failures,
@@ -219,6 +220,18 @@ def _open_store(stack: ExitStack, store: Store | str | Path | None, run: str | P
         folder.mkdir(parents=True, exist_ok=True)
         store = folder / "search.db"
     return stack.enter_context(Store.open(store))
+
+
+def _private_folder(store: Store, run: str | Path | None, identity: str) -> Path | None:
+    """A folder for the searcher's files: in the run's, else beside the store's file; None for a database server."""
+    if run is not None:
+        folder = Path(run) / "searcher" / identity
+    elif store.address.startswith("postgres"):
+        return None
+    else:
+        folder = Path(f"{store.address.removeprefix('sqlite:///')}.searchers") / identity
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _lock(stack: ExitStack, store: Store, identity: str) -> None:

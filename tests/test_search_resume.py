@@ -325,6 +325,36 @@ def test_a_resumed_searcher_is_restored_and_not_asked_again(tmp_path: Path) -> N
     assert len({c.arch for c in r.candidates}) == 15
 
 
+def test_a_searcher_keeps_its_files_in_a_folder_of_its_own_that_may_move(tmp_path: Path) -> None:
+    class Diary(Plugin):
+        """Counts in a file, and only names it in its state."""
+
+        name = "diary"
+        number = 0
+
+        def ask(self, n: int) -> list[Arch]:
+            self.number += 1
+            return [tuple(self.number // 4**i % 4 for i in range(8))]
+
+        def state(self) -> dict[str, Any]:
+            assert self.folder is not None
+            (self.folder / f"{self.number}.txt").write_text(str(self.number))
+            return {"file": f"{self.number}.txt"}
+
+        def restore(self, state: dict[str, Any]) -> None:
+            assert self.folder is not None
+            self.number = int((self.folder / state["file"]).read_text())
+
+    alone = run(Diary, store=tmp_path / "s.db", budget=15)
+    run(Diary, run=tmp_path / "before", budget=10)
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert run(Diary, run=tmp_path / "after", budget=15).candidates == alone.candidates
+    run(Diary, run=tmp_path / "after", budget=12, seed=9)
+    folders = {p.parent for p in tmp_path.rglob("*.txt")}
+    assert len(folders) == 3
+    assert len({f.name for f in folders}) == 2
+
+
 # -- many workers -----------------------------------------------------------------------------------------------------
 
 

@@ -195,11 +195,8 @@ def test_moga_crosses_parents_as_often_as_it_is_told(crossover: float) -> None:
     switches = [sum(a != b for a, b in pairwise(c)) for c in children]
     halves = [len(set(c[:2])) == len(set(c[-2:])) == 1 and c[0] != c[-1] for c in children]
     assert len(children) == 4
-    if crossover:
-        assert any(s == 1 and h for s, h in zip(switches, halves, strict=True))
-    else:
-        # A copy must be mutated, and that changes a position or a few.
-        assert all(max(Counter(c).values()) >= 5 for c in children)
+    # Without it a copy of one parent is mutated, in a position or a few.
+    assert any(s == 1 and h for s, h in zip(switches, halves, strict=True)) == bool(crossover)
 
 
 def test_moga_proposes_no_more_than_a_generation_lacks() -> None:

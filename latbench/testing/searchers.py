@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -173,6 +175,20 @@ class SearcherConformance:
             rest.append([c.arch for c in toy.run(searcher, 60)])
         assert rest[0] == rest[1]
         assert one.state() == other.state()
+
+    def test_a_state_continues_where_its_folder_has_moved_to(self, make: Make, tmp_path: Path) -> None:
+        toy = ToyProblem()
+        one, other = make(toy.problem, 5), make(toy.problem, 5)
+        one.folder, other.folder = tmp_path / "before", tmp_path / "after"
+        one.folder.mkdir()
+        done = toy.run(one, 30)
+        state = json.loads(json.dumps(one.state(), allow_nan=False))
+        shutil.copytree(one.folder, other.folder)
+        expected = [c.arch for c in toy.run(one, 30)]
+        shutil.rmtree(one.folder)
+        other.restore(state)
+        assert [c.arch for c in toy.run(other, 30)] == expected
+        assert len(done) == 30
 
     def test_state_has_no_side_effect(self, make: Make) -> None:
         toy = ToyProblem()
