@@ -85,6 +85,32 @@ def test_the_first_visit_of_a_run_holds_a_snapshot_of_the_machine(local_device: 
     assert all("machine" not in v.environment for v in rest)
 
 
+def test_networks_are_timed_as_a_user_calls_them_and_ops_as_between_layers(local_device: Device) -> None:
+    runtime = local_device.runtime  # type: ignore[attr-defined]
+    made = runtime.artefacts([small_conv(16), small_network()])
+    assert [a.run["io"] for a in made] == ["bound", "feeds"]
+
+
+def test_the_host_keeps_off_the_measured_cores_while_visits_are_taken(local_device: Device) -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("needs two cores")
+    during = []
+    for _ in local_device.visits([Job("a", small_conv())], QUICK):
+        during.append(os.sched_getaffinity(0))
+    assert during
+    assert all(d == before - set(local_device.setting.affinity) for d in during)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_what_is_optimised_otherwise_is_kept_elsewhere(make_device: Make) -> None:
+    folders = set()
+    for options in ({}, {"graph_optimization": "basic"}, {"opset": 16}, {"ir_version": 9}):
+        with make_device(**options) as device:
+            folders.add(device.runtime.folder)  # type: ignore[attr-defined]
+    assert len(folders) == 4
+
+
 def test_an_op_that_cannot_be_separated_is_isolated_and_says_why(local_device: Device) -> None:
     op = Op.make("identity", [TensorSpec((1, 16, 8, 8))])
     (visit,) = [v for v in local_device.visits([Job("op", op)], QUICK) if v.role != "control"]

@@ -348,3 +348,49 @@ def test_large_inputs_have_no_denormals_and_are_seeded(runner: ModuleType, tmp_p
     assert (x == again).all()
     assert (np.abs(x[x != 0]) > np.finfo("f4").tiny).all()
     assert x.std() == pytest.approx(1, abs=0.02)
+
+
+def test_a_runtime_that_falls_back_to_another_provider_is_not_measured(
+    start: Callable[..., Running], model: str
+) -> None:
+    r = start()
+    visits(r, [job(model, "a")], options={**OPTIONS, "provider": "CUDAExecutionProvider"})
+    r.event()
+    visit = r.event()
+    assert visit["failure"]["kind"] == "ConfigError"
+    assert visit["failure"]["message"] == "asked for CUDAExecutionProvider, got CPUExecutionProvider"
+
+
+class Spy:
+    """A session that counts how it is run."""
+
+    def __init__(self, path: str) -> None:
+        import onnxruntime as ort
+
+        self._session, self.calls = ort.InferenceSession(path, providers=["CPUExecutionProvider"]), list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("run", "run_with_iobinding"):
+            self.calls.append(name)
+        return getattr(self._session, name)
+
+
+def test_feeds_are_timed_as_a_user_would_call_and_bound_ones_without_a_copy(runner: ModuleType, model: str) -> None:
+    for how, expected in (("feeds", "run"), ("bound", "run_with_iobinding")):
+        spy = Spy(model)
+        run = runner.runner(spy, how)[0]
+        spy.calls.clear()
+        run()
+        assert spy.calls == [expected]
+
+
+def test_timing_ends_at_its_longest_time_though_runs_are_missing(runner: ModuleType) -> None:
+    ticks = iter(range(10**6))
+    original, runner._clock = runner._clock, lambda: next(ticks) * 1_000_000
+    try:
+        ended = runner.repeat(lambda: None, None, 100, 100.0, 5.0, 1000)[0]
+        counted = runner.repeat(lambda: None, None, 100, 0.0, 1e9, 7)[0]
+        floors = runner.repeat(lambda: None, None, 3, 10.0, 1e9, 1000)[0]
+    finally:
+        runner._clock = original
+    assert (len(ended), len(counted), len(floors)) == (5, 7, 10)

@@ -139,3 +139,11 @@ def test_what_may_not_be_kept_is_named(change: dict[str, Any], message: str) -> 
     check_visit(VISIT)
     with pytest.raises(ProtocolError, match=message):
         check_visit(replace(VISIT, **change))
+
+
+def test_a_uid_counts_once() -> None:
+    reader = VisitReader("r", {p["slot"]: p for p in PLAN})
+    assert reader.read(event(0, 1)).uid == "r-1"
+    with pytest.raises(ProtocolError, match="'r-1' was used before"):
+        reader.read(event(1, 1))
+    assert reader.read(event(1, 2)).uid == "r-2"

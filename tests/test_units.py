@@ -250,6 +250,29 @@ def test_a_damaged_file_of_units_is_made_again(local_device: Device, tmp_path: P
     assert units_from_json(path.read_text(), net) == read(net)
 
 
+def test_units_that_miss_work_or_do_it_twice_are_refused() -> None:
+    net = small()
+    units = read(net)
+    check_coverage(units, net)
+    work = next(u for u in units if u.op.macs)
+    with pytest.raises(ModelError, match=r"covers .* \[0\] times"):
+        check_coverage([u for u in units if u is not work], net)
+    with pytest.raises(ModelError, match=r"covers .* \[2\] times"):
+        check_coverage([*units, work], net)
+
+
+def test_a_graph_that_lacks_a_layer_is_not_believed() -> None:
+    """A network of two layers, and the graph of its first alone."""
+    b, c = NetworkBuilder("two"), NetworkBuilder("one")
+    first = b.conv(b.input((1, 3, 8, 8)), 8, 3, name="first")
+    both = b.build(first, b.conv(first, 8, 3, name="second"))
+    one = c.build(c.conv(c.input((1, 3, 8, 8)), 8, 3, name="first"))
+    with pytest.raises(ModelError, match="second"):
+        units_of(
+            optimise_here(one.to_onnx().SerializeToString(), "all", CPU), both, block(), Network.to_onnx, lambda m: m
+        )
+
+
 def small() -> Network:
     b = NetworkBuilder("small")
     return b.build(b.conv(b.input((1, 3, 8, 8)), 8, 3, act="relu"))
