@@ -265,8 +265,8 @@ def shelf(run: Run, tmp_path: Path, local_device: Any) -> Shelf:
     return Shelf(tmp_path / "latbench-models", local_device.setting, space)
 
 
-def predicted(run: Run) -> float:
-    answer = json.loads(ok(run("predict", ARCH, *OF_SMALL, "--json")).out)
+def predicted(run: Run, *options: str) -> float:
+    answer = json.loads(ok(run("predict", ARCH, *OF_SMALL, *options, "--json")).out)
     return float(answer["metrics"]["latency_ms"]["value"])
 
 
@@ -278,6 +278,19 @@ def test_a_device_s_name_means_the_newest_predictor_of_its_setting(run: Run, she
     assert predicted(run) == pytest.approx(expected)
     shelf.put(4, 6.0)
     assert predicted(run) == pytest.approx(2 * expected)
+
+
+def test_a_path_to_a_profile_means_the_device_in_that_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    text = 'name = "mine"\ntransport = {kind = "local"}\nruntime = {kind = "onnxruntime"}\n'
+    (tmp_path / "some" / "where.toml").write_text(text)
+    device = ["--device", "some/where.toml"]
+    ok(run("profile", *SMALL, *device, "--networks", "6", "--validation", "2", *QUICK))
+    ok(run("fit", "table", *SMALL, *device))
+    assert [p.name for p in (tmp_path / "latbench-models").iterdir()] == ["mine"]
+    assert predicted(run, *device) > 0
+    ok(run("report", *SMALL, *device, "--no-check"))
+    assert "latbench · mine" in (tmp_path / "latbench-report.html").read_text("utf-8")
 
 
 def searched(run: Run, folder: str, *options: str) -> SearchResult:

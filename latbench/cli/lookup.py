@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latbench.cli.console import note, warn
+from latbench.cli.options import profile_name
 from latbench.errors import (
     ArchitectureError,
     FileFormatError,
@@ -48,7 +49,7 @@ def save(model: Predictor, root: Path, device: str) -> Path:
     """Save under the root by device, space, predictor and the card's checksum; gives the folder."""
     space = (model.card.space or {}).get("name", "any")
     digest = model.card.to_json()["checksum"][:8]
-    return model.save(root / _safe(Path(device).stem) / f"{_safe(space)}-{model.name}-{digest}")
+    return model.save(root / _safe(profile_name(device)) / f"{_safe(space)}-{model.name}-{digest}")
 
 
 def saved(root: Path, device: str | None = None) -> Iterator[Saved]:
@@ -56,7 +57,7 @@ def saved(root: Path, device: str | None = None) -> Iterator[Saved]:
     from latbench.card import Card
 
     found = []
-    for card in root.glob(f"{_safe(Path(device).stem) if device else '*'}/*/card.json"):
+    for card in root.glob(f"{_safe(profile_name(device)) if device else '*'}/*/card.json"):
         try:
             found.append(Saved(card.parent, Card.loads(card.read_bytes(), str(card))))
         except (FileFormatError, OSError) as e:

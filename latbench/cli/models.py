@@ -30,6 +30,7 @@ from latbench.cli.options import (
     make_space,
     parse_pairs,
     plugin_options,
+    profile_name,
 )
 from latbench.cli.subjects import Model, Shapes, read_model
 
@@ -81,10 +82,10 @@ def fit(
     import latbench as lb
 
     chosen = _space(space, settings, resolution, width_mult)
-    options = plugin_options(option, lb.fit, "data", "cls")
+    options, kept_as = plugin_options(option, lb.fit, "data", "cls"), profile_name(device)
     with existing_store(store) as opened:
         model = lb.fit(
-            predictor, store=opened, device=device, space=chosen, statistic=_statistic(statistic), level=level,
+            predictor, store=opened, device=kept_as, space=chosen, statistic=_statistic(statistic), level=level,
             seed=seed, campaigns=campaign, **options,
         )  # fmt: skip
     path = model.save(out) if out else lookup.save(model, models, device)
@@ -143,12 +144,13 @@ def evaluate(
     from latbench.errors import NotEnoughDataError
 
     chosen = _space(space, settings, resolution, width_mult)
+    kept_as = profile_name(device)
     fitted: list[tuple[str, Predictor]] = []
     with existing_store(store) as opened:
         for name in predictors or plugins.names("predictors"):
             try:
                 fitted.append((name, lb.fit(
-                    name, store=opened, device=device, space=chosen, statistic=_statistic(statistic), seed=seed,
+                    name, store=opened, device=kept_as, space=chosen, statistic=_statistic(statistic), seed=seed,
                     campaigns=campaign,
                 )))  # fmt: skip
             except NotEnoughDataError as e:

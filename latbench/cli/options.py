@@ -127,6 +127,16 @@ def existing_store(address: str) -> Store:
     return Store.open(address)
 
 
+def profile_name(device: str) -> str:
+    """The name under which a device is kept in stores and folders; a path stands for the profile in that file.
+
+    Raises :class:`ConfigError` for a file that is no profile.
+    """
+    from latbench.profile import find_profile
+
+    return find_profile(device).name if device.endswith(".toml") else device
+
+
 def quoted_space(space: SearchSpace) -> str:
     """The options that make this space again, for the commands that are printed."""
     from latbench.card import space_options

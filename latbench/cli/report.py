@@ -20,6 +20,7 @@ from latbench.cli.options import (
     WidthMult,
     existing_store,
     make_space,
+    profile_name,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def write(
 
     models = models_for(root, device, store, space, result)
     gathered = collect(
-        device=device, store=store, models=[m for m, _ in models], space=space, result=result,
+        device=profile_name(device), store=store, models=[m for m, _ in models], space=space, result=result,
         paths={m.name: str(p) for m, p in models}, checks=checks, commands=commands,
     )  # fmt: skip
     written = write_report(page, gathered)
@@ -97,7 +98,7 @@ def models_for(
     """The newest saved predictor of each kind for the measured Setting; the search's own come first."""
     from latbench import load_predictor
 
-    setting = store.latest_setting(device)
+    setting = store.latest_setting(profile_name(device))
     used = {m.get("card") for m in (result.provenance.get("latency", {}) if result else {}).values()}
     fitting = [
         s
