@@ -419,6 +419,97 @@ def test_a_campaign_that_is_stopped_again_and_again_still_fills_each_slot_once(s
     assert sum(filled(store, result).values()) == 16
 
 
+def test_contended_visits_before_a_stop_count_after_it(store, device):
+    device.script = {OPS[0].key: [uneven()] * 9}
+    with pytest.raises(KeyboardInterrupt):
+        Campaign(device, OPS, store=store, protocol=EVEN).run(stop_after(7))  # all but the contended one, once
+    Campaign(device, OPS, store=store, protocol=EVEN).run()
+    assert taken(store, device, OPS[0]) == ["", "", "0.0", "0.1"]
+
+
+def test_waiting_for_the_core_is_no_contention(store, device):
+    def wait(v):
+        ns = np.arange(v.samples_ns.size, dtype=np.int64) * 1_000_000
+        return replace(v, samples_ns=v.samples_ns + ns, wait_ns=ns)
+
+    device.script = {OPS[0].key: [wait, wait]}
+    Campaign(device, OPS, store=store, protocol=EVEN).run()
+    assert taken(store, device, OPS[0]) == ["0.0", "0.1"]
+
+
+def test_a_campaign_that_is_stopped_after_its_planned_rounds_still_adds_those_that_are_needed(store, own_locks):
+    protocol = QUICK.model_copy(update={"target_ci": 0.01})
+    with Simulator() as device:
+        device.script = {OPS[2].key: [scaled(f) for f in (1.0, 1.4, 0.8, 1.1)]}
+        with pytest.raises(KeyboardInterrupt):
+            Campaign(device, OPS, store=store, protocol=protocol).run(stop_after(16))
+        assert store.campaigns()[0].slots == {"done": 16}
+        result = Campaign(device, OPS, store=store, protocol=protocol).run()
+    assert result.resumed
+    assert result.slots == {"done": 18}
+
+
+def test_a_resumed_campaign_goes_on_with_the_round_that_is_due(store, device):
+    whole = NumpyDevice()
+    Campaign(whole, OPS, store=store, seed=3).run()
+    with pytest.raises(KeyboardInterrupt):
+        Campaign(device, OPS, store=store, seed=3).run(stop_after(8))
+    Campaign(device, OPS, store=store, seed=3).run()
+    orders = [[s.partition(".")[2] for s in stream] for stream in (*whole.streams, *device.streams)]
+    assert orders[1] == orders[-1]  # the second round, in its own order
+
+
+def test_intervals_are_judged_with_drift_taken_off(store, own_locks):
+    class Slowing(Simulator):
+        """From the third process on the machine is slower."""
+
+        def _visit(self, subject, slot, run, n, protocol):
+            v = super()._visit(subject, slot, run, 1000 + n, protocol)
+            return replace(v, samples_ns=(v.samples_ns * (1.2 if len(self.streams) > 2 else 1.0)).astype(np.int64))
+
+    ops = [matmul(8 * i) for i in range(1, 31)]
+    protocol = QUICK.model_copy(update={"target_ci": 0.02, "min_visits": 4, "max_visits": 8})
+    with Slowing() as device:
+        result = Campaign(device, ops, store=store, protocol=protocol).run()
+    assert result.wide == ()
+    assert result.slots["done"] < 140  # all 30 would be wide otherwise, and get 4 more Visits each
+
+
+def test_what_a_device_waits_for_the_host_is_no_device_time(store, own_locks):
+    class Telling(NumpyDevice):
+        run = ""
+
+        def visits(self, jobs, protocol):
+            for v in super().visits(jobs, protocol):
+                self.run = v.run
+                yield v
+
+        @property
+        def last_run(self):
+            return {"run": self.run, "spent_ns": {"timed": 2 * 10**9, "load": 10**9, "acknowledge": 10**12}}
+
+    with Telling() as device:
+        assert Campaign(device, OPS, store=store).run().device_s == pytest.approx(6.0)  # two rounds
+
+
+def test_a_campaign_whose_lease_was_taken_over_stops(store, device, monkeypatch):
+    taken_out = []
+    lease = Store.lease
+
+    def remember(*args, **options):
+        taken_out.append(lease(*args, **options))
+        return taken_out[-1]
+
+    def expire(p: Progress) -> None:
+        if p.done == 3:
+            taken_out[0]._lost.set()
+
+    monkeypatch.setattr(Store, "lease", remember)
+    with pytest.raises(DeviceBusyError, match="took over an expired lease"):
+        Campaign(device, OPS, store=store).run(expire)
+    assert store.campaigns()[0].slots == {"done": 3, "planned": 13}
+
+
 def test_what_was_tried_before_a_stop_counts_after_it(store, device):
     device.script = {OPS[0].key: [failing()] * 9}
     with pytest.raises(KeyboardInterrupt):

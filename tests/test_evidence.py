@@ -166,6 +166,11 @@ def test_statistics_are_named_and_ordered() -> None:
     assert s["min"] <= s["p25"] <= s["p50"] <= s["p90"] <= s["p99"]
 
 
+def test_the_first_run_is_the_first_warmup_run() -> None:
+    cold = [replace(v, warmup_ns=np.array([9_000_000, 1_500_000], np.int64)) for v in a_campaign(rounds=4, ops=4)]
+    assert Evidence(cold, SETTING).measurements(drift=False)["op02"].statistics["first"] == pytest.approx(9.0)
+
+
 def test_other_metrics_come_with_their_own_interval() -> None:
     visits = [visit("op", 1.0, float(i), str(i), metrics={"peak_memory_bytes": 1000.0 + i}) for i in range(4)]
     i = Evidence(visits, SETTING).measurements()["op"].metrics["peak_memory_bytes"]

@@ -96,6 +96,17 @@ def test_held_out_networks_are_never_used(tmp_path):
     assert validation_of(poisoned).score.rmspe == pytest.approx(1 - 1 / 1.5, rel=0.01)
 
 
+def test_networks_that_a_search_found_are_neither_learnt_from_nor_judged_by(lab):
+    honest = fit("table", store=lab.store, device="lab")
+    found = [lab.world.space.network(a) for a in lab.world.space.sample_archs(5, seed=77).tolist()]
+    slow = [lab.visit(n.key, "network", 3 * lab.world.network_ms(n), "found") for n in found for _ in range(2)]
+    lab.store.add_visits(lab.world.setting, slow, subjects=found, profile="lab")
+    model = fit("table", store=lab.store, device="lab")
+    assert model.calibration("block") == honest.calibration("block")
+    assert model.card.model["block"]["networks"] == 12
+    assert validation_of(model) == validation_of(honest)
+
+
 def test_a_network_held_out_in_another_campaign_is_kept_out_of_the_fit(lab):
     again = [
         lab.visit(n.key, "network", lab.world.network_ms(n), "validation", r) for n in lab.nets[:3] for r in (0, 1)

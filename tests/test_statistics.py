@@ -126,6 +126,17 @@ def test_an_interval_holds_its_value_and_a_seed_reproduces_it(values: list[float
     assert i == visit_interval(values, seed=seed)
 
 
+@pytest.mark.parametrize("values", [[3.0, 3.1], [3.0, 3.1, 3.3]])
+def test_the_interval_of_two_or_three_visits_is_students(values: list[float]) -> None:
+    """With so few, the centre is (nearly) the mean and the half-width t · s / √n, s with n − 1 in the denominator."""
+    from scipy.stats import t
+
+    x = np.array(values)
+    i = visit_interval(x)
+    half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    assert 0.97 * half < i.high - i.value < 1.2 * half
+
+
 def test_a_higher_level_gives_a_wider_interval() -> None:
     v = [1.0, 1.1, 0.9, 1.05, 0.98]
     assert visit_interval(v, 0.99).high > visit_interval(v, 0.95).high > visit_interval(v, 0.5).high
