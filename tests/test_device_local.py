@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latbench.devices.local import sweep
 
 from latbench.control import CONTROL_KINDS, control_ops, control_subject
 from latbench.device import Device, Job
@@ -308,25 +307,30 @@ t.open()
 print(t.workdir, flush=True)
 sys.stdin.read()
 """
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    hosts = []
-    for _ in range(3):
+    hosts: list[subprocess.Popen[str]] = []
+
+    def start() -> Path:
         hosts.append(
             subprocess.Popen(
-                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+                [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env={**os.environ, "TMPDIR": str(tmp_path)},
             )
-        )
-    folders = []
+        )  # fmt: skip
+        pipe = hosts[-1].stdout
+        assert pipe is not None
+        return Path(pipe.readline().strip())
+
+    other = tmp_path / "latbench-notes-of-mine"
+    other.mkdir()
     try:
-        for h in hosts[:2]:
-            assert h.stdout is not None
-            folders.append(Path(h.stdout.readline().strip()))
-        other = tmp_path / "latbench-notes-of-mine"
-        other.mkdir()
+        killed, living = start(), start()
         hosts[0].send_signal(signal.SIGKILL)
         hosts[0].wait()
-        sweep(tmp_path)
-        assert [f.exists() for f in folders] == [False, True]  # the living keeps its own
+        assert killed.exists()
+        third = start()
+        assert not killed.exists()
+        assert living.exists()
+        assert third.exists()
         assert other.exists()
     finally:
         for h in hosts:
