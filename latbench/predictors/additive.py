@@ -66,11 +66,6 @@ class Calibration:
         price = self.ms_per_megabyte * megabytes(op) if self.ms_per_megabyte else 0.0
         return self.scale * factor * latency_ms + price
 
-    def network_ms(self, parts: Floats, groups: Sequence[str], weights: Floats) -> Floats:
-        """Latency of n networks from what :func:`calibrate` takes."""
-        scales = np.array([self.scale * self.factors.get(g, 1.0) for g in groups])
-        return np.asarray(self.overhead_ms + parts @ scales + self.ms_per_megabyte * weights, np.float64)
-
     def warnings(self, sum_ms: float) -> tuple[str, ...]:
         """What to say of a network whose calibrated Ops add up to ``sum_ms``: far from the calibration networks or not.
 
