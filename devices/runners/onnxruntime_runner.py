@@ -615,7 +615,8 @@ def profile(talk, command):
     """Mean time of each runtime node, by onnxruntime's own profiler."""
     so = session_options(command["options"], command["level"])
     so.enable_profiling = True
-    folder = tempfile.mkdtemp(prefix="latbench-")
+    # In the work folder, which goes whatever becomes of this program.
+    folder = tempfile.mkdtemp(prefix="profile-", dir=os.getcwd())
     so.profile_file_prefix = os.path.join(folder, "profile")
     try:
         session = load(command["path"], command["options"], command["level"], so)
