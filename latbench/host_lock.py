@@ -1,4 +1,4 @@
-"""One campaign per device on this host, whatever store it writes to.
+"""One campaign or other measurement per device on this host, whatever store it writes to.
 
 The lock is an advisory lock of the kernel on a small file that everybody may lock: it ends with the process that holds
 it, however that ends. The file says who holds it.
