@@ -61,7 +61,8 @@ class Card:
     def profile_command(self) -> str:
         """The command that measures more for this predictor."""
         device = str(self.device.get("profile") or self.setting.device)
-        return f"latbench profile --device {shlex.quote(device)}" + (space_options(self.space) if self.space else "")
+        what = space_options(self.space) if self.space else " MODEL.onnx …"
+        return f"latbench profile --device {shlex.quote(device)}{what}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the checksum among them; :meth:`from_json` reads them back."""

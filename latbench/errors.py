@@ -116,13 +116,22 @@ class PredictorError(LatbenchError):
 class UnknownOpError(PredictorError):
     """An Op that the model has never seen.
 
-    ``key`` is the Op's key, ``nearest`` the keys of the most similar known Ops.
+    ``key`` is the Op's key, ``nearest`` the keys of the most similar known Ops. ``label`` and ``nearest_labels`` are
+    what the text shows of them: a fused Op's key is no reading for people.
     """
 
-    def __init__(self, key: str, nearest: Sequence[str] = (), remedy: str = "") -> None:
-        self.key, self.nearest = key, tuple(nearest)
-        known = "".join(f"\n  nearest known: {k}" for k in self.nearest)
-        super().__init__(f"unknown Op {key}{known}{f'{chr(10)}  {remedy}' if remedy else ''}")
+    def __init__(
+        self,
+        key: str,
+        nearest: Sequence[str] = (),
+        remedy: str = "",
+        *,
+        label: str = "",
+        nearest_labels: Sequence[str] = (),
+    ) -> None:
+        self.key, self.nearest, self.label = key, tuple(nearest), label or key
+        known = "".join(f"\n  nearest known: {k}" for k in dict.fromkeys(nearest_labels or self.nearest))
+        super().__init__(f"unknown Op {self.label}{known}{f'{chr(10)}  {remedy}' if remedy else ''}")
 
 
 class SettingMismatchError(PredictorError):

@@ -203,7 +203,8 @@ class Gathered:
             except (UnknownOpError, UnsupportedOpError) as e:
                 notes.append(f"held-out network {n.net.name} was left out of the validation: {e}".splitlines()[0])
         if not estimates:
-            return None, [*notes, f"not validated: no held-out networks; measure them: {self._card.profile_command}"]
+            how = self._card.profile_command + ("" if self._card.space else " --hold-out OTHER.onnx")
+            return None, [*notes, f"not validated: no held-out networks; measure them: {how}"]
         keys = list(estimates)
         measured = [held_out[k].latency_ms for k in keys]
         replicas = [self.networks("validation", statistic, r) for r in (0, 1)]

@@ -87,6 +87,9 @@ def test_an_unknown_op_is_named_with_the_nearest_known_ones(table):
         table.predict(net)
     assert e.value.key == net.blocks[0].op.key
     assert Op.parse(e.value.nearest[0]).kind == "conv"
+    assert net.blocks[0].op.label in str(e.value)
+    assert f"nearest known: {Op.parse(e.value.nearest[0]).label}" in str(e.value)
+    assert e.value.key not in str(e.value)
     assert "latbench profile --device local-cpu --space mobilenetv3 --set" in str(e.value)
 
 

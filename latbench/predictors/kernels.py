@@ -31,7 +31,8 @@ from latbench.predictors.features import features, kernel_kind
 from latbench.predictors.gather import estimate_archs
 from latbench.predictors.kernel_costs import Cost, Origin, Shares, warnings_of
 from latbench.predictors.kernel_fits import ANY, MIN_OPS, describe, fit_kinds, hardware, unknown_spread
-from latbench.predictors.nearest import nearest
+from latbench.predictors.nearest import how_to_measure
+from latbench.predictors.nearest import unknown as unknown_op
 from latbench.predictors.regressors import KindModel
 from latbench.space import SearchSpace
 from latbench.visit import ArchEstimates, Estimate, Interval, Part
@@ -167,7 +168,7 @@ class Kernels(Predictor):
         self._estimate_all([op for op, _, _ in uses])
         for op, layer, nodes in uses:
             if op.key not in merged:
-                merged[op.key] = (op, self._cost(op, layer, unknown), [])
+                merged[op.key] = (op, self._cost(op, layer, unknown, net), [])
             merged[op.key][2].append(nodes)
         parts, shares = [], Shares()
         for key, (op, cost, nodes_of) in merged.items():
@@ -179,9 +180,9 @@ class Kernels(Predictor):
         parts.append(Part("overhead", "overhead", 1, self.overhead_ms, "overhead"))
         value = float(sum(p.latency_ms for p in parts))
         low, high = self._factors(level, shares)
-        strange = [op.key for op, cost, _ in merged.values() if cost.origin == "unknown"]
+        strange = [op.label for op, cost, _ in merged.values() if cost.origin == "unknown"]
         warnings = (
-            *(f"unknown kind, estimated from its work alone: {k}" for k in strange),
+            *(f"unknown kind, estimated from its work alone: {k}" for k in dict.fromkeys(strange)),
             *warnings_of((cost.beyond, len(nodes_of)) for _, cost, nodes_of in merged.values()),
             *far,
         )
@@ -273,11 +274,8 @@ class Kernels(Predictor):
             return [(u.op, u.name, u.nodes) for u in plans.units(self.setting, net)]
         if sum(len(b.nodes) for b in net.blocks) == len(net.nodes):
             return [(b.op, b.name, b.nodes) for b in net.blocks]
-        raise UnknownOpError(
-            net.nodes[0].op.key, (),
-            "only blocks were measured, and the network is not made of blocks; "
-            f"measure units: {self.card.profile_command} --level unit",
-        )  # fmt: skip
+        why = "only blocks were measured, and the network is not made of blocks; its units have to be measured"
+        raise unknown_op(net.nodes[0].op, (), f"{why}\n  {how_to_measure(self.card, net)}")
 
     def _parts(self, op: Op) -> list[tuple[Op, int]]:
         """The Ops of its own level that an Op is made of, with their counts."""
@@ -302,7 +300,7 @@ class Kernels(Predictor):
             for k, v, beyond in zip(new, self.models[kind].predict(x), self._ranges.beyond(kind, x), strict=True):
                 self._known[k] = Cost(float(np.exp(v)), origin, float(beyond), self._growth[kind] * float(beyond))
 
-    def _cost(self, op: Op, layer: str = "", unknown: str = "error") -> Cost:
+    def _cost(self, op: Op, layer: str = "", unknown: str = "error", net: Network | None = None) -> Cost:
         if op.key not in self._known:
             self._estimate_all([op])
         if (cost := self._known.get(op.key)) is not None:
@@ -315,10 +313,11 @@ class Kernels(Predictor):
             # Conservative: the upper end of how far Ops of a kind left out were off.
             ms = float(np.exp(log[0])) * (1 + self._unknown_spread / 2)
             return Cost(ms, "unknown", beyond, self._growth[ANY] * beyond)
-        near = [o.key for o in nearest(op, (e.op for e in self.entries.values()))]
-        kinds = ", ".join(sorted(k for k in self.models if k != ANY))
-        remedy = f"no {kernel_kind(op)!r} was measured, only {kinds}; or ask with unknown='estimate'"
-        raise UnknownOpError(op.key, near, remedy)
+        remedy = (
+            f"no Op of kind {kernel_kind(op)!r} was measured\n  {how_to_measure(self.card, net)}"
+            "\n  or estimate it from its work alone: --unknown estimate (unknown='estimate' in Python)"
+        )
+        raise unknown_op(op, (e.op for e in self.entries.values()), remedy)
 
     def _factors(self, level: float, shares: Shares) -> tuple[float, float]:
         """Interval factors between those of measured and of estimated Ops, by their shares of the latency.

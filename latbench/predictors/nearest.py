@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from math import log2
 from typing import Any
 
+from latbench.card import Card, space_options
 from latbench.errors import UnknownOpError
+from latbench.network import Network
 from latbench.op import Op
 
 
@@ -46,5 +49,21 @@ def nearest(op: Op, known: Iterable[Op], n: int = 3) -> list[Op]:
 
 
 def unknown(op: Op, known: Iterable[Op], remedy: str = "") -> UnknownOpError:
-    """The error that names an Op and the nearest known ones."""
-    return UnknownOpError(op.key, [k.key for k in nearest(op, known)], remedy)
+    """The error that names an Op and the nearest known ones of its kind, by their labels."""
+    near = nearest(op, (k for k in known if (k.level, k.kind) == (op.level, op.kind)))
+    return UnknownOpError(op.key, [k.key for k in near], remedy, label=op.label, nearest_labels=[k.label for k in near])
+
+
+def how_to_measure(card: Card, net: Network | None = None, predictor: str = "kernels") -> str:
+    """The commands that measure a network's Ops for a predictor and fit it again: by the network's file or space where
+    it has one, else by the card's space."""
+    origin = net.origin if net is not None else {}
+    device = shlex.quote(str(card.device.get("profile") or card.setting.device))
+    if file := origin.get("file"):
+        profile, what = f"latbench profile {shlex.quote(str(file))} --device {device}", ""
+    elif spec := origin.get("space") or card.space:
+        what = space_options(spec)
+        profile = f"latbench profile --device {device}{what}" + " --level unit" * (predictor == "kernels")
+    else:
+        profile, what = card.profile_command, ""
+    return f"measure it: {profile}\n  and fit it: latbench fit {predictor} --device {device}{what}"

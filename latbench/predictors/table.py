@@ -27,7 +27,7 @@ from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, g
 from latbench.predictors.entries import Entry, from_arrays, to_arrays, write_entries
 from latbench.predictors.gather import estimate_archs
 from latbench.predictors.hygiene import check, diff
-from latbench.predictors.nearest import unknown
+from latbench.predictors.nearest import how_to_measure, unknown
 from latbench.space import SearchSpace
 from latbench.visit import ArchEstimates, Estimate, Interval, Part
 
@@ -167,7 +167,7 @@ class Table(Predictor):
             merged.setdefault(u.op.key, []).append(u)
         parts = []
         for key, same in merged.items():
-            entry = self._entry(same[0].op, same[0].layer)
+            entry = self._entry(same[0].op, same[0].layer, net)
             cost = calibration.op_ms(entry.op, entry.latency_ms) * len(same)
             parts.append(Part(key, entry.op.label, len(same), cost, "measured", sum((u.nodes for u in same), ())))
         warnings = (*self._warnings(op_level), *calibration.warnings(sum(p.latency_ms for p in parts)))
@@ -271,10 +271,10 @@ class Table(Predictor):
     def _ops(self) -> list[Op]:
         return [e.op for e in self.entries.values()]
 
-    def _entry(self, op: Op, layer: str) -> Entry:
+    def _entry(self, op: Op, layer: str, net: Network | None = None) -> Entry:
         entry = self.entries.get(op.key)
         if entry is None:
-            raise unknown(op, self._ops, f"measure it: {self.card.profile_command}")
+            raise unknown(op, self._ops, how_to_measure(self.card, net, "kernels" if op.level == "unit" else "table"))
         if not entry.supported and layer:
             raise UnsupportedOpError(layer, entry.reason)
         return entry
@@ -299,11 +299,8 @@ class Table(Predictor):
         what = next((n.op for n in net.nodes), None)
         if what is None:
             raise ConfigError(f"{net.name}: a network without nodes has no latency")
-        remedy = (
-            "this table holds blocks only, and the network is not made of blocks; "
-            f"measure units: {self.card.profile_command} --level unit"
-        )
-        raise unknown(what, self._ops, remedy)
+        why = "this table holds blocks only, and the network is not made of blocks; its units have to be measured"
+        raise unknown(what, self._ops, f"{why}\n  {how_to_measure(self.card, net)}")
 
     def _other_metrics(self, uses: Sequence[Use]) -> dict[str, Interval]:
         """Metrics that add up over Ops and that every Op of the network has."""

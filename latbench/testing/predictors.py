@@ -222,7 +222,7 @@ class PredictorConformance:
         net = load_space("nasbench201", num_cells=1).network([2, 4, 0, 3, 1, 2])
         with pytest.raises(UnknownOpError) as e:
             model.predict(net)
-        assert e.value.key in str(e.value)
+        assert e.value.label in str(e.value)
         assert e.value.key.startswith("op1:")
 
     def test_too_few_networks_are_an_error_that_names_the_command(self, cls: type[Predictor], data: FitData) -> None:
