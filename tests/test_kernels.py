@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from latbench.device import Unit
-from latbench.errors import ConfigError, FileFormatError, UnknownOpError
+from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError, UnknownOpError
 from latbench.load import load_predictor, load_space
 from latbench.network import NetworkBuilder
 from latbench.op import Op, TensorSpec
@@ -24,6 +24,7 @@ from latbench.predictors.kernel_costs import Cost, Shares
 from latbench.predictors.kernel_fits import fit_kinds, unknown_spread
 from latbench.predictors.kernels import Kernels
 from latbench.predictors.regressors import KindModel, fit_kind, refit
+from latbench.predictors.table import Table
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 from latbench.visit import Interval
 
@@ -185,6 +186,24 @@ def unit_world(monkeypatch):
     data = world.data()
     units = {u.op.key: u.op for a in world.space.covering_archs() for u in one_each(None, world.space.network(a))}
     return world, replace(data, ops={k: world.measure(k, world.op_ms(op)) for k, op in units.items()})
+
+
+@pytest.mark.parametrize("cls", [Kernels, Table])
+def test_of_networks_from_files_two_are_enough_for_a_plain_sum_with_a_wide_interval(unit_world, cls, tmp_path):
+    world, data = unit_world
+    files = replace(data, card=data.card.replace(space=None), calibration=data.calibration[:2])
+    model = cls.load(cls.fit(files).save(tmp_path / "saved"))
+    assert any("fewer than 5 networks" in n and "latbench profile" in n for n in model.card.notes)
+    net = data.calibration[2].net
+    e = model.predict(net)
+    assert e.latency_ms == pytest.approx(sum(world.op_ms(u.op) for u in plans.units(None, net)), rel=1e-4)
+    assert e.breakdown[-1].latency_ms == 0
+    assert e.low_ms < world.network_ms(net) < e.high_ms
+    assert "plain sum" in e.warnings[0]
+    full = cls.fit(data).predict(net)
+    assert (e.high_ms - e.low_ms) / e.latency_ms > (full.high_ms - full.low_ms) / full.latency_ms
+    with pytest.raises(NotEnoughDataError, match=r"latbench profile --device local-cpu MODEL\.onnx"):
+        cls.fit(replace(files, calibration=()))
 
 
 def _alone(op):

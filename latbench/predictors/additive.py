@@ -27,6 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Fewest calibration networks that a fit accepts.
 MIN_NETWORKS = 5
+#: The form of a sum that is taken as it is, and what is said of it where measured networks were too few for another.
+PLAIN_SUM = "plain sum"
+FEW = f"the plain sum over Ops, with a wide interval: fewer than {MIN_NETWORKS} networks calibrate it"
 #: A richer form must lower the leave-one-out RMSPE by this share to be chosen.
 MIN_GAIN = 0.1
 #: A network whose sum over Ops is this many times below or above those of the calibration networks is extrapolated.
@@ -80,9 +83,10 @@ class Calibration:
                 f"the network's Ops add up to {sum_ms:.4g} ms, and an overhead of {self.overhead_ms:.4g} ms leaves "
                 f"nothing of them; {near or 'the calibration does not fit it'}: fit to networks like this one"
             )
+        few = (FEW,) if self.form == PLAIN_SUM and self.sums_ms is not None else ()
         if self.sums_ms is None or low / FAR <= sum_ms <= high * FAR:
-            return ()
-        return (f"extrapolated: the network's Ops add up to {sum_ms:.4g} ms, {near}",)
+            return few
+        return (*few, f"extrapolated: the network's Ops add up to {sum_ms:.4g} ms, {near}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``Calibration(**d)`` reads them back."""
@@ -159,6 +163,33 @@ def calibrate(
         z = np.asarray(estimated, np.float64)
         other = Conformal.from_fits(y, _predict_each(betas[best], z, w), _predict(beta, z, w))
     return CalibrationFit(fitted, conformal, scores[best], {str(f): v for f, v in scores.items()}, len(y), other)
+
+
+def plain_sum(
+    parts: npt.ArrayLike, measured_ms: npt.ArrayLike, op_error: float, estimated: npt.ArrayLike, estimated_error: float
+) -> CalibrationFit:
+    """For fewer networks than a calibration needs: their Ops' sum as it is, scale 1 and overhead 0.
+
+    ``parts`` and ``estimated`` (n, G) are as in :func:`calibrate`. The intervals take how far the sums were off the n
+    measured networks as normal with mean 0 and a deviation known from n values only, so that they follow Student's t
+    with n degrees of freedom (95 % quantile, hence 90 % both ways); relative ``op_error`` and ``estimated_error`` of
+    the Ops come on top, as if all were off in the same direction. Raises :class:`NotEnoughDataError` without networks.
+    """
+    from scipy.stats import t
+
+    y = np.asarray(measured_ms, np.float64)
+    if not len(y):
+        raise NotEnoughDataError("no measured calibration networks; at least 1 is needed")
+    sums = np.asarray(parts, np.float64).sum(1)
+
+    def intervals(by: Floats, error: float) -> Conformal:
+        spread = float(np.sqrt(np.mean((y / by - 1) ** 2)) * t.ppf(0.95, len(y)))
+        return Conformal(np.full(len(y), np.hypot(spread, error)), np.ones((len(y), len(y))))
+
+    rmspe = float(np.sqrt(np.mean((sums / y - 1) ** 2)))
+    fitted = Calibration(form=PLAIN_SUM, sums_ms=(float(sums.min()), float(sums.max())))
+    other = intervals(np.asarray(estimated, np.float64).sum(1), estimated_error)
+    return CalibrationFit(fitted, intervals(sums, op_error), rmspe, {PLAIN_SUM: rmspe}, len(y), other)
 
 
 class _Form(NamedTuple):

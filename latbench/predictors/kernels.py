@@ -24,7 +24,7 @@ from latbench.network import Network
 from latbench.op import Op
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files, plans
-from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
+from latbench.predictors.additive import FEW, MIN_NETWORKS, Calibration, calibrate, group, megabytes, plain_sum
 from latbench.predictors.entries import Entry, from_arrays, to_arrays
 from latbench.predictors.extrapolation import Ranges, growths
 from latbench.predictors.features import features, kernel_kind
@@ -88,14 +88,16 @@ class Kernels(Predictor):
             raise ConfigError(f"kernels has no option {', '.join(options)}")
         entries = {k: Entry.of(k, m) for k, m in data.ops.items()}
         units = {k: e for k, e in entries.items() if e.op.level != "block"}
-        op_level = "unit" if len(units) >= MIN_UNITS else "block"
+        op_level = "unit" if len(units) >= MIN_UNITS or len(units) == len(entries) else "block"
         entries = units if op_level == "unit" else {k: e for k, e in entries.items() if e.op.level == "block"}
-        need = f"measure them: {data.card.profile_command}" + (" --level unit" if op_level == "unit" else "")
+        by_space = " --level unit" if op_level == "unit" and data.card.space else ""
+        need = f"measure them: {data.card.profile_command}{by_space}"
         if len(entries) < MIN_OPS:
             raise NotEnoughDataError(f"{len(entries)} measured Ops; at least {MIN_OPS} of a kind are needed; {need}")
         fits, held_out = fit_kinds(list(entries.values()), data.card.device, seed)
         spread = unknown_spread(list(entries.values()), data.card.device, fits, seed)
         growth = growths(list(entries.values()), data.card.device, fits, seed)
+        measured = list(entries.values())
         lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
         made = cls(
@@ -103,12 +105,21 @@ class Kernels(Predictor):
             {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread, growth,
         )  # fmt: skip
         y, sums, estimated, groups, weights, notes = made._sums(data, held_out)
-        if len(y) < MIN_NETWORKS:
+        # A space gives as many networks as are asked for; of files there may be no more.
+        least = MIN_NETWORKS if data.card.space else 1
+        if len(y) < least:
             raise NotEnoughDataError(
-                f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {MIN_NETWORKS} are needed; "
-                + need + "".join(f"\n  {n}" for n in notes[:3])
-            )  # fmt: skip
-        fitted = calibrate(sums, y, groups, weights, estimated=estimated)
+                f"{len(y)} usable calibration networks of {len(data.calibration)}; at least {least} "
+                f"{'are' if least > 1 else 'is'} needed; " + need + "".join(f"\n  {n}" for n in notes[:3])
+            )
+        if len(y) < MIN_NETWORKS:
+            of_ops = [(i.high - i.low) / 2 / i.value for i in (e.metrics["latency_ms"] for e in measured)]
+            out_of_fold = [held_out[e.op.key] / e.latency_ms - 1 for e in measured if e.op.key in held_out]
+            worst = float(np.sqrt(np.mean(np.square(out_of_fold)))) if out_of_fold else spread
+            fitted = plain_sum(sums, y, float(np.mean(of_ops)), estimated, worst)
+            notes = [f"{FEW} ({len(y)} did); measure more: {data.card.profile_command}", *notes]
+        else:
+            fitted = calibrate(sums, y, groups, weights, estimated=estimated)
         made.calibration = fitted.calibration
         made._conformals = {"measured": fitted.conformal, "estimated": fitted.estimated or fitted.conformal}
         off = made._conformals["estimated"].residuals

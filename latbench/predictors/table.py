@@ -23,7 +23,16 @@ from latbench.network import Network
 from latbench.op import Level, Op
 from latbench.predictor import FitData, MeasuredNetwork, Predictor
 from latbench.predictors import files, plans
-from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
+from latbench.predictors.additive import (
+    FEW,
+    MIN_NETWORKS,
+    PLAIN_SUM,
+    Calibration,
+    calibrate,
+    group,
+    megabytes,
+    plain_sum,
+)
 from latbench.predictors.entries import Entry, from_arrays, to_arrays, write_entries
 from latbench.predictors.gather import estimate_archs
 from latbench.predictors.hygiene import check, diff
@@ -110,10 +119,18 @@ class Table(Predictor):
             except NotInstalledError as e:
                 notes.append(f"no calibration of units: {e}")
                 continue
-            if len(covered) < MIN_NETWORKS:
+            # A space gives as many networks as are asked for; of files there may be no more.
+            few = len(covered) < MIN_NETWORKS
+            if few and (data.card.space or not covered):
                 notes.append(f"level {lv} is not calibrated: the table covers {len(covered)} calibration networks")
                 continue
-            fitted = calibrate(parts, [n.latency_ms for n in covered], groups, weights, forms=form)
+            y = [n.latency_ms for n in covered]
+            if few:
+                low, high = bare.factors(level, lv)
+                fitted = plain_sum(parts, y, (high - low) / 2, parts, (high - low) / 2)
+                notes.append(f"{FEW} ({len(covered)} did); measure more: {data.card.profile_command}")
+            else:
+                fitted = calibrate(parts, y, groups, weights, forms=form)
             calibrations[lv], conformals[lv] = fitted.calibration, fitted.conformal
             model[lv] = {
                 **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
@@ -121,8 +138,9 @@ class Table(Predictor):
             }  # fmt: skip
         if not calibrations:
             raise NotEnoughDataError(
-                f"{len(data.calibration)} measured calibration networks, at least {MIN_NETWORKS} that the table covers "
-                f"are needed; measure them: {data.card.profile_command}" + "".join(f"\n  {n}" for n in notes[:3])
+                f"{len(data.calibration)} measured calibration networks, at least "
+                f"{MIN_NETWORKS if data.card.space else 1} that the table covers needed; "
+                f"measure them: {data.card.profile_command}" + "".join(f"\n  {n}" for n in notes[:3])
             )
         first = conformals[next(iter(conformals))]
         card = data.card.replace(predictor=cls.name, model=model, intervals=first.describe(level), notes=tuple(notes))
@@ -201,7 +219,7 @@ class Table(Predictor):
 
     def calibration(self, level: str) -> Calibration:
         """Overhead and scale for sums over an Op level; the plain sum where it was not calibrated."""
-        return self.calibrations.get(level, Calibration(form="plain sum"))
+        return self.calibrations.get(level, Calibration(form=PLAIN_SUM))
 
     def factors(self, level: float = 0.9, op_level: str = "block") -> tuple[float, float]:
         """What multiplies an estimate to give the ends of its interval.
