@@ -121,6 +121,15 @@ def test_an_unknown_device_is_an_error_that_lists_the_known_ones(run: Run) -> No
     assert "local-cpu" in error(run("check", "no-such-device"))
 
 
+def test_what_the_system_refuses_is_an_error_that_names_the_file(run: Run, shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("table", "export", str(shelf.put(1, 1.0)), str(tmp_path / "file" / "table.csv"))
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert "file/table.csv" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_verbose_shows_where_an_error_came_from_wherever_it_stands(run: Run) -> None:
     for args in (["--verbose", "check", "no-such-device"], ["check", "no-such-device", "--verbose"]):
         done = run(*args)

@@ -23,7 +23,7 @@ from latbench.network import NetworkBuilder
 from latbench.problem import Candidate
 from latbench.protocol import Protocol
 from latbench.setting import Setting
-from latbench.store import Slot, Store
+from latbench.store import Slot, Store, engine
 from latbench.store.schema import Samples
 from latbench.store.visits import visit_row
 from latbench.visit import Failure, Visit
@@ -253,6 +253,19 @@ def test_a_search_is_resumed_from_what_was_saved_last(store):
     assert store.searches() == ["s1"]
     with pytest.raises(SearchError, match="known: s1"):
         store.load_search("s2")
+
+
+def test_a_file_that_may_not_be_written_can_be_read_and_says_why_not_more(tmp_path, monkeypatch):
+    path = tmp_path / "a b.db"
+    with Store.open(path) as s:
+        s.add_visits(SETTING, [visit("a")])
+    before = sorted(p.name for p in tmp_path.iterdir())
+    monkeypatch.setattr(engine, "_writable", lambda file: False)
+    with Store.open(path) as s:
+        assert [v.uid for v in s.visits(SETTING)] == ["a"]
+        with pytest.raises(StoreError, match="readonly"):
+            s.add_visits(SETTING, [visit("b")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 def test_what_is_committed_is_there_for_another_connection(store, store_address):

@@ -1,9 +1,9 @@
 """The command line: ``latbench …``.
 
 The library returns values and raises typed errors; this package asks, prints and shows progress. A
-:class:`~latbench.errors.LatbenchError` is printed as one ``error:`` text and ends with exit code 2; ``--verbose``,
-anywhere in the command, shows where it came from. Command modules import the library inside their functions, so that
-``latbench --help`` answers at once.
+:class:`~latbench.errors.LatbenchError`, or what the system says of a file, is printed as one ``error:`` text and ends
+with exit code 2; ``--verbose``, anywhere in the command, shows where it came from. Command modules import the library
+inside their functions, so that ``latbench --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -36,3 +36,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         # `latbench … | head`: the reader has gone, and there is nobody to tell.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as e:
+        # A folder that may not be written, a disk that is full: what the system says, and of which file.
+        if verbose:
+            import traceback
+
+            traceback.print_exception(e)
+        where = f"{e.filename}: " if e.filename is not None else ""
+        print_error(f"{where}{e.strerror or e}")
+        sys.exit(EXIT_ERROR)

@@ -2,17 +2,19 @@
 
 SQLite runs in WAL mode with ``synchronous=FULL``, so that a power cut loses nothing that was committed. Transactions
 that write take the write lock at once (``BEGIN IMMEDIATE``): one that began by reading could otherwise be refused it
-half-way.
+half-way. A file that may not be written, or whose folder may not, is opened for reading.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -50,8 +52,18 @@ def connect(url: URL) -> Engine:
         folder = Path(url.database or "").absolute().parent
         if not folder.is_dir():
             raise StoreError(f"{url.database}: there is no folder {folder}")
-        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-        event.listen(engine, "connect", _sqlite_connect)
+        file = Path(url.database or "").absolute()
+        if file.is_file() and not _writable(file):
+            # In WAL mode even reading writes beside the file, unless SQLite is told that nobody changes it.
+            wal = file.with_name(f"{file.name}-wal")
+            if wal.is_file() and wal.stat().st_size:
+                raise StoreError(f"{file}: may not be written, and {wal.name} holds what was not merged into it yet")
+            query = {"mode": "ro", "immutable": "1", "uri": "true"}
+            engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(file))}", query=query))
+            event.listen(engine, "connect", _sqlite_connect_read_only)
+        else:
+            engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+            event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
     try:
@@ -75,6 +87,14 @@ def _sqlite_connect(connection: sqlite3.Connection, record: Any) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _sqlite_connect_read_only(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None
+
+
+def _writable(file: Path) -> bool:
+    return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
 
 
 def _sqlite_begin(connection: Connection) -> None:
