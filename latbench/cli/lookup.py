@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,16 +120,25 @@ def find(root: Path, device: str, space: SearchSpace | None, predictor: str | No
 
 
 def none_found(
-    root: Path, device: str, setting: Setting | None, space: SearchSpace | None, predictor: str | None = None
+    root: Path,
+    device: str,
+    setting: Setting | None,
+    space: SearchSpace | None,
+    predictor: str | None = None,
+    file: str = "",
 ) -> NotEnoughDataError:
-    """The error that says what is missing, what is there instead, and how to make it."""
+    """The error that says what is missing, what is there instead, and how to make it; ``file``: for that network."""
     from latbench.cli.options import quoted_space
 
     what = f"{predictor or 'predictor'} of device {device}" + (f" (Setting {setting.hash})" if setting else "")
     lines = [f"no {what}" + (f" for {space.name}" if space else "") + f" under {root}"]
-    options = f"--device {device}" + (f" {quoted_space(space)}" if space else " --space …")
-    lines.append(f"  make one:              latbench fit {predictor or 'table'} {options}")
-    lines.append(f"  after measuring it by: latbench profile {options}")
+    if file and space is None:
+        lines.append(f"  measure its units by:  latbench profile {shlex.quote(file)} --device {device}")
+        lines.append(f"  and then make one:     latbench fit kernels --device {device}")
+    else:
+        options = f"--device {device}" + (f" {quoted_space(space)}" if space else " --space …")
+        lines.append(f"  make one:              latbench fit {predictor or 'table'} {options}")
+        lines.append(f"  after measuring it by: latbench profile {options}")
     for s in list(saved(root, device))[:3]:
         lines.append(f"  there is {s.path}: {_why_not(s.card, setting, space)}")
     return NotEnoughDataError("\n".join(lines))

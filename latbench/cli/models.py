@@ -115,7 +115,7 @@ def predict(
 ) -> None:
     """Predict a network's latency, with the part of every Op; --measure puts the device's answer beside it."""
     net, space, _ = read_model(model, settings, resolution, width_mult, shapes)
-    latency_model, estimate = _estimate(net, space, device, path, predictor, models, level, unknown)
+    latency_model, estimate = _estimate(model, net, space, device, path, predictor, models, level, unknown)
     statistic = latency_model.card.statistic
     measured, profiled = _measured(net, device, protocol, statistic) if measure else (None, {})
     if as_json:
@@ -250,6 +250,7 @@ def _statistic(text: str | None) -> Any:
 
 
 def _estimate(
+    text: str,
     net: Network,
     space: SearchSpace | None,
     device: str,
@@ -272,8 +273,10 @@ def _estimate(
         try:
             return model, _ask(model, net, level, unknown)
         except (UnknownOpError, UnsupportedOpError, NotAdditiveError) as e:
-            first = first or e
-    raise first or lookup.none_found(root, device, setting, space, predictor)
+            # One that could estimate it if it were asked to says so: that helps more than one that cannot.
+            if first is None or (model.name == "kernels" and not isinstance(first, UnsupportedOpError)):
+                first = e
+    raise first or lookup.none_found(root, device, setting, space, predictor, "" if space else text)
 
 
 def _ask(model: Predictor, net: Network, level: float, unknown: Unknown) -> Estimate:
