@@ -20,12 +20,12 @@ from numpy_device import NumpyDevice
 from search_support import table
 
 from latbench import load_predictor, load_space
-from latbench.cli import lookup, main
+from latbench.cli import lookup, main, options
 from latbench.cli.console import print_json
 from latbench.cli.options import parse_pairs, parse_value
 from latbench.cli.report import device_of
 from latbench.device import Check
-from latbench.errors import ConfigError
+from latbench.errors import ConfigError, DeviceBusyError
 from latbench.predictors.table import Table
 from latbench.result import SearchResult
 from latbench.setting import Setting
@@ -471,3 +471,25 @@ def test_an_interrupted_profile_says_how_to_go_on_and_goes_on(tmp_path: Path, ow
         (record,) = store.campaigns()
     assert record.state == "finished"
     assert "planned" not in record.slots
+
+
+def test_waiting_for_a_held_device_ends_when_it_is_free_or_when_the_time_is_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(options.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(options.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+
+    def free_after(seconds: float) -> str:
+        if clock[0] < seconds:
+            raise DeviceBusyError("cpu-1", "campaign x of pid 7")
+        return "measured"
+
+    assert options.patiently(lambda: free_after(3), 10) == "measured"
+    assert "being measured by campaign x of pid 7: waiting" in capsys.readouterr().err
+    clock[0] = 0.0
+    with pytest.raises(DeviceBusyError):
+        options.patiently(lambda: free_after(3), 2)
+    clock[0] = 0.0
+    with pytest.raises(DeviceBusyError):
+        options.patiently(lambda: free_after(3), 0)

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from latbench.cli import lookup
-from latbench.cli.console import bar, duration, say
+from latbench.cli.console import bar, duration, note, say
+from latbench.cli.options import Wait, patiently
 
 #: The family: MoGA's space, so small that a network takes a millisecond and a training a few seconds.
 SPACE, PARAMS = "mobilenetv3", {"resolution": 64, "width_mult": 0.35, "num_classes": 10}
@@ -36,8 +37,22 @@ def demo(
     ),
     budget: Annotated[int, typer.Option("--budget", min=4, help="Architectures to train.")] = BUDGET,
     seed: Annotated[int, typer.Option("--seed", help="Seed of every random choice.")] = 0,
+    wait: Wait = 120,
 ) -> None:
-    """Profile this machine, fit, search, validate, and write the report page: a few minutes in all."""
+    """Profile this machine, fit, search, validate, and write the report page: a few minutes in all.
+
+    Run again after an error, it goes on where it stopped.
+    """
+    from latbench.errors import LatbenchError
+
+    try:
+        _demo(device, out, budget, seed, wait)
+    except LatbenchError:
+        note(f"what was done so far is kept in {out}: run the same command again, and it goes on")
+        raise
+
+
+def _demo(device: str, out: Path, budget: int, seed: int, wait: float) -> None:
     import latbench as lb
     from latbench.cli.devices import print_checks
     from latbench.cli.models import print_validation
@@ -68,7 +83,10 @@ def demo(
         plan = Plan.for_space(space, units=dev.units, calibration=CALIBRATION, validation=VALIDATION, seed=seed)
         campaign = lb.Campaign(dev, plan, store=opened, protocol=protocol, space=space)
         say(f"{len(plan.subjects)} subjects into {store}")
-        print_result(run_campaign(campaign))
+        if any(r.state == "finished" for r in opened.campaigns(plan=plan.hash(dev.setting, protocol))):
+            say(f"measured before: taken from the store; another --out, or {out} removed, measures again")
+        else:
+            print_result(run_campaign(campaign, wait))
 
         step(3, f"Fit {' and '.join(PREDICTORS)}, and check them on networks that they have never seen")
         fitted = [(name, lb.fit(name, store=opened, device=dev, space=space, seed=seed)) for name in PREDICTORS]
@@ -87,7 +105,10 @@ def demo(
         print_front(result)
 
         step(5, f"Measure {VALIDATED} of them on {device}")
-        validate(result, dev, top=VALIDATED, protocol=protocol, store=opened, seed=seed, accuracy=accuracy)
+        patiently(
+            lambda: validate(result, dev, top=VALIDATED, protocol=protocol, store=opened, seed=seed, accuracy=accuracy),
+            wait,
+        )
         result.save(run)
         print_validated(result.validated, level_of(result))
 

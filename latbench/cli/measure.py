@@ -14,8 +14,10 @@ from latbench.cli.options import (
     ProtocolSettings,
     Resolution,
     Settings,
+    Wait,
     WidthMult,
     make_device,
+    patiently,
 )
 from latbench.cli.subjects import Model, Shapes, read_model
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from latbench.device import Device
     from latbench.network import Network
     from latbench.protocol import Protocol
-    from latbench.visit import Measurement
+    from latbench.visit import Measurement, Visit
 
 
 def measure(
@@ -35,13 +37,14 @@ def measure(
     shapes: Shapes = None,
     protocol: ProtocolSettings = None,
     units: Annotated[bool, typer.Option("--units", help="Also list what the runtime really runs.")] = False,
+    wait: Wait = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a network on a device: latency with its 95 % interval, as you would get it yourself."""
     net, _, _ = read_model(model, settings, resolution, width_mult, shapes)
     dev, how = make_device(device, protocol)
     with dev:
-        m = measure_now(dev, net, how)
+        m = measure_now(dev, net, how, wait)
         plan = dev.units(net) if units else []
     if as_json:
         print_json({**measurement_json(m), "statistic": how.statistic})
@@ -61,13 +64,17 @@ def measure(
         print_units(plan)
 
 
-def measure_now(device: Device, net: Network, protocol: Protocol) -> Measurement:
-    """Measure a network on an open device with a progress bar."""
+def measure_now(device: Device, net: Network, protocol: Protocol, wait_s: float = 0) -> Measurement:
+    """Measure a network on an open device, once that is free, with a progress bar."""
     from latbench.measure import measure as measure_subject
 
     visits = itertools.count(1)
     with bar("Visits", lines=False) as b:
-        return measure_subject(device, net, protocol, progress=lambda v, m: b.update(next(visits), protocol.max_visits))
+
+        def show(v: Visit, m: Measurement | None) -> None:
+            b.update(next(visits), protocol.max_visits)
+
+        return patiently(lambda: measure_subject(device, net, protocol, progress=show), wait_s)
 
 
 def wall_ms(m: Measurement) -> dict[str, float]:

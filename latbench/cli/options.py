@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from latbench.errors import ConfigError, StoreError
+from latbench.cli.console import duration, note
+from latbench.errors import ConfigError, DeviceBusyError, StoreError
 
 if TYPE_CHECKING:
     from latbench.device import Device
     from latbench.protocol import Protocol
     from latbench.space import SearchSpace
     from latbench.store import Store
+
+T = TypeVar("T")
 
 DEFAULT_STORE = "latbench.db"
 DEFAULT_MODELS = "latbench-models"
@@ -42,6 +46,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice."
 ProtocolSettings = Annotated[
     list[str] | None,
     typer.Option("--protocol", metavar="KEY=VALUE", help="Overrides the profile's protocol, e.g. target_ci=0.02."),
+]
+Wait = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="Wait this long for a device that is held."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -114,6 +122,24 @@ def plugin_options(pairs: Sequence[str] | None, call: Callable[..., Any], *kept:
             "or none (see --help)"
         )
     return options
+
+
+def patiently(call: Callable[[], T], wait_s: float) -> T:
+    """What ``call`` gives, tried again for ``wait_s`` while another campaign or measurement holds the device.
+
+    Raises :class:`DeviceBusyError` after that.
+    """
+    until, told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return call()
+        except DeviceBusyError as e:
+            if (left := until - time.monotonic()) <= 0:
+                raise
+            if not told:
+                note(f"device {e.identity} is being measured by {e.holder}: waiting for it, {duration(left)} at most")
+                told = True
+            time.sleep(min(1.0, left))
 
 
 def existing_store(address: str) -> Store:

@@ -17,9 +17,11 @@ from latbench.cli.options import (
     Seed,
     Settings,
     StoreUrl,
+    Wait,
     WidthMult,
     make_device,
     make_space,
+    patiently,
     quoted_space,
 )
 from latbench.cli.subjects import read_model
@@ -63,6 +65,7 @@ def profile(
     seed: Seed = 0,
     name: Annotated[str | None, typer.Option("--name", help="A name for the campaign.")] = None,
     protocol: ProtocolSettings = None,
+    wait: Wait = 0,
 ) -> None:
     """Measure the Ops and some networks of a space, or the units of given networks, into the store.
 
@@ -93,14 +96,15 @@ def profile(
         campaign = Campaign(dev, plan, store=store, protocol=how, seed=seed, name=name, space=s, new=new)
         of = " and ".join(([s.name] if s else []) + ([f"{len(nets) + len(held)} networks"] if nets or held else []))
         say(f"{len(plan.subjects)} subjects of {of} on {device} into {store}")
-        result = run_campaign(campaign)
+        result = run_campaign(campaign, wait)
     print_result(result)
     fit = f"table --device {device} {quoted_space(s)}" if s is not None else f"kernels --device {device}"
     note(f"next: latbench fit {fit} --store {store}")
 
 
-def run_campaign(campaign: Campaign) -> CampaignResult:
-    """Run with a progress bar. Ctrl-C stops it, keeps what was measured, and says how to go on."""
+def run_campaign(campaign: Campaign, wait_s: float = 0) -> CampaignResult:
+    """Run with a progress bar, once the device is free. Ctrl-C stops it, keeps what was measured, and says how to go
+    on."""
     with bar("measuring") as b:
 
         def show(p: Progress) -> None:
@@ -108,7 +112,7 @@ def run_campaign(campaign: Campaign) -> CampaignResult:
             b.update(p.done, p.total, left_s=p.eta_s, title=title)
 
         try:
-            return campaign.run(progress=show)
+            return patiently(lambda: campaign.run(progress=show), wait_s)
         except KeyboardInterrupt:
             note("stopped; everything measured so far is kept: run the same command again to go on")
             raise typer.Exit(EXIT_INTERRUPTED) from None
