@@ -47,7 +47,10 @@ class NotInstalledError(ConfigError):
 
     def __init__(self, what: str, install: str, why: str = "") -> None:
         self.what, self.install = what, install
-        super().__init__(f"{what} is not installed{f' ({why})' if why else ''}: run `{install}`")
+        # An extra of latbench itself; who works in a clone wants it of that.
+        extra = install.partition("latbench[")[2].partition("]")[0]
+        clone = f", or in a clone `pip install -e '.[{extra}]'`" if extra else ""
+        super().__init__(f"{what} is not installed{f' ({why})' if why else ''}: run `{install}`{clone}")
 
 
 class ModelError(LatbenchError):
