@@ -11,6 +11,7 @@ import pytest
 import latbench as lb
 from latbench.control import CONTROL_KINDS, control_ops
 from latbench.device import Description
+from latbench.errors import NotEnoughDataError
 from latbench.predictor import Predictor
 from latbench.report import Report, collect
 from latbench.result import SearchResult
@@ -162,3 +163,12 @@ def test_the_diamonds_stand_over_the_axis_of_the_page_s_device(seeded: Seeded) -
     names = [[t.get("name") for t in front_chart(search, x, "params")["data"]] for x in
              ("latency_ms@near", "latency_ms@far")]  # fmt: skip
     assert ["measured on the device" in n for n in names] == [True, False]
+
+
+def test_a_space_of_which_the_store_holds_nothing_is_an_error_that_names_the_command(seeded: Seeded) -> None:
+    other = lb.load_space("proxyless")
+    with pytest.raises(
+        NotEnoughDataError, match=r"of proxyless.*--device lab --space proxyless"
+    ):
+        collect(device="lab", store=seeded.store, models=[seeded.model], space=other)
+    assert collect(device="lab", store=seeded.store, models=[], space=seeded.world.space).range_ms is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from latbench.card import space_options
 from latbench.device import Check
-from latbench.errors import ArchitectureError, NotAdditiveError, UnknownOpError, UnsupportedOpError
+from latbench.errors import ArchitectureError, NotAdditiveError, NotEnoughDataError, UnknownOpError, UnsupportedOpError
 from latbench.evidence import Evidence
 from latbench.network import Network
 from latbench.op import Op
@@ -59,7 +60,7 @@ def collect(
     """Everything on the page about one device, from the Visits of the first model's Setting (else its newest).
 
     ``paths`` maps a model's name to where it lies, ``result`` is what a search found. Raises
-    :class:`~latbench.errors.NotEnoughDataError` where nothing was measured on the device.
+    :class:`~latbench.errors.NotEnoughDataError` where nothing was measured on the device, or nothing of the space.
     """
     setting = models[0].setting if models else store.latest_setting(device)
     statistic: Any = models[0].card.statistic if models else "p50"
@@ -69,6 +70,11 @@ def collect(
     environment = next((dict(v.environment) for v in reversed(evidence.visits) if v.environment), {})
     matrix, choices = _matrix(space, models)
     spread = _range(space, models)
+    if space is not None and result is None and spread is None and not _holds(space, records, nets.values()):
+        raise NotEnoughDataError(
+            f"{store.address}: nothing was measured of {family(space.spec)} on {device}; measure it: "
+            f"latbench profile --device {device}{space_options(space.spec)}"
+        )
     return Report(
         device=device,
         setting=setting,
@@ -91,6 +97,11 @@ def collect(
         commands=commands,
         created=datetime.now(UTC).isoformat(" ", "seconds"),
     )
+
+
+def _holds(space: SearchSpace, records: Iterable[CampaignRecord], nets: Iterable[Network]) -> bool:
+    specs = [r.space for r in records] + [n.origin.get("space") for n in nets]
+    return any(s is not None and dict(s) == space.spec for s in specs)
 
 
 def _campaign(records: Sequence[CampaignRecord], evidence: Evidence) -> dict[str, Any]:
