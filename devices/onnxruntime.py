@@ -229,7 +229,7 @@ class OnnxRuntime(RunnerRuntime):
         return plan(setting, net)
 
     def profile_units(self, net: Network, runs: int = 20) -> dict[str, float]:
-        """Unit name → mean nanoseconds, by onnxruntime's profiler."""
+        """Unit name → median nanoseconds over ``runs``, by onnxruntime's profiler; of several nodes the sum."""
         import onnx
 
         (artefact,) = self.artefacts([net])

@@ -612,7 +612,7 @@ def optimize(talk, command):
 
 
 def profile(talk, command):
-    """Mean time of each runtime node, by onnxruntime's own profiler."""
+    """Median time of each runtime node, by onnxruntime's own profiler."""
     so = session_options(command["options"], command["level"])
     so.enable_profiling = True
     # In the work folder, which goes whatever becomes of this program.
@@ -638,7 +638,7 @@ def profile(talk, command):
             durations.setdefault(e["name"][: -len("_kernel_time")], []).append(e["dur"])
     # The first run is the check in runner(), the next ones warm up.
     kept = {n: d[1 + command["warmup"] :] for n, d in durations.items()}
-    talk.say("profile", nodes={n: sum(d) / len(d) for n, d in kept.items() if d}, runs=command["runs"])
+    talk.say("profile", nodes={n: median(d) for n, d in kept.items() if d}, runs=command["runs"])
 
 
 def main():

@@ -210,23 +210,31 @@ def print_estimate(
     say(f"{model.card.statistic}{' of both' if measured is not None else ''}; by {model.name}, "
         f"made {model.card.created}; {setting_words(model.setting)}")  # fmt: skip
     parts = sorted(estimate.breakdown, key=lambda p: -p.latency_ms)
-    total = estimate.latency_ms or 1.0
+    # An overhead below 0 is no part of the whole: shares are those of what takes time.
+    total = sum(p.latency_ms for p in parts if p.latency_ms > 0) or 1.0
     beside = profiled or {}
     columns = ["part", "×", "ms", "share", *(["profiler ms"] if beside else []), "origin"]
     rows = []
     for p in parts[:most]:
         seen = [f"{beside[p.key] * 1e-6:.4f}" if p.key in beside else ""] if beside else []
-        rows.append((p.label, p.count, ms(p.latency_ms), percent(p.latency_ms / total), *seen, p.origin))
+        share = "–" if p.latency_ms < 0 else percent(p.latency_ms / total)
+        rows.append((p.label, p.count, _ms(p.latency_ms), share, *seen, p.origin))
     table(columns, rows, numbers=("×", "ms", "share", "profiler ms"))
     if len(parts) > most:
         rest = sum(p.latency_ms for p in parts[most:])
         note(f"… and {len(parts) - most} smaller parts of {ms(rest)} ms together (--json lists all)")
+    if any(p.origin == "overhead" and p.latency_ms < 0 for p in parts):
+        note("overhead below 0: what these units save inside a network, compared with each of them measured alone")
     if beside:
-        note("profiler ms: by the runtime's own profiler, which slows small units down")
+        note("profiler ms: medians of the runtime's own profiler, which times every node and so slows small ones down")
     for text in estimate.warnings[:MOST_WARNINGS]:
         warn(text if len(text) <= 160 else f"{text[:160]} …")
     if len(estimate.warnings) > MOST_WARNINGS:
         warn(f"… and {len(estimate.warnings) - MOST_WARNINGS} more (--json lists all)")
+
+
+def _ms(value: float) -> str:
+    return f"-{ms(-value)}" if value < 0 else ms(value)
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
