@@ -133,9 +133,11 @@ def test_group_factors_are_used_only_where_they_help():
 def test_weights_have_a_price_only_where_it_helps():
     rng = np.random.default_rng(2)
     sums, weights = rng.uniform(5, 8, (30, 1)), rng.uniform(10, 20, 30)
-    clean = calibrate(sums, sums[:, 0] * np.exp(rng.normal(0, 0.003, 30)), weights=weights).calibration
+    clean = calibrate(sums, sums[:, 0] * np.exp(rng.normal(0, 0.003, 30)), work=np.c_[weights, np.ones(30)]).calibration
     assert clean.ms_per_megabyte == 0
-    cold = calibrate(sums, (sums[:, 0] + 0.03 * weights) * np.exp(rng.normal(0, 0.003, 30)), weights=weights)
+    cold = calibrate(
+        sums, (sums[:, 0] + 0.03 * weights) * np.exp(rng.normal(0, 0.003, 30)), work=np.c_[weights, np.ones(30)]
+    )
     assert cold.calibration.ms_per_megabyte == pytest.approx(0.03, rel=0.2)
     assert cold.rmspe < 0.5 * cold.tried["affine"]
     conv = Op.make("linear", [TensorSpec((1, 1000))], out_features=250, bias=False)
@@ -145,7 +147,7 @@ def test_weights_have_a_price_only_where_it_helps():
 def test_the_price_of_weights_is_never_negative():
     rng = np.random.default_rng(3)
     sums, weights = rng.uniform(5, 8, (30, 1)), rng.uniform(10, 20, 30)
-    fitted = calibrate(sums, sums[:, 0] - 0.02 * weights, weights=weights, forms="weights").calibration
+    fitted = calibrate(sums, sums[:, 0] - 0.02 * weights, work=np.c_[weights, np.ones(30)], forms="weights").calibration
     assert fitted.ms_per_megabyte == 0
     heavy = Op.make("linear", [TensorSpec((1, 4000))], out_features=4000, bias=False)
     assert fitted.op_ms(heavy, 0.01) > 0
@@ -192,6 +194,22 @@ def test_a_calibration_comes_back_from_json_with_and_without_its_range():
     assert Calibration(**json.loads(json.dumps(c.to_json()))) == c
     old = {k: v for k, v in c.to_json().items() if k != "sums_ms"}
     assert Calibration(**old).warnings(100.0) == ()
+
+
+def test_ops_have_a_price_where_starting_each_alone_cost_more_than_in_a_network():
+    rng = np.random.default_rng(3)
+    count = rng.integers(90, 130, 30).astype(float)
+    inside = rng.uniform(0.2, 0.3, 30)
+    # Each of them pays 2 µs for a start when it is measured alone.
+    sums, work = (inside + 0.002 * count)[:, None], np.c_[np.ones(30), count]
+    y = inside * np.exp(rng.normal(0, 0.003, 30))
+    fitted = calibrate(sums, y, work=work, least_ms=0.0025)
+    assert fitted.calibration.ms_per_op == pytest.approx(-0.002, rel=0.1)
+    assert fitted.rmspe < 0.5 * fitted.tried["affine"]
+    # A price that would leave nothing of the fastest Op is not believed.
+    assert calibrate(sums, y, work=work, least_ms=0.001).calibration.ms_per_op == 0
+    op = Op.make("relu", [TensorSpec((1, 16))])
+    assert fitted.calibration.op_ms(op, 0.001) > 0
 
 
 def test_networks_that_are_all_alike_still_give_a_finite_calibration():

@@ -1,13 +1,14 @@
 """From a sum over Ops to the latency of a network: overhead and scale, calibrated on a few measured networks.
 
-The plain model is ``latency = overhead + scale × Σ Op latencies``. Two richer forms are tried: a factor per group of
-Ops, shrunk towards 1, and a price per byte of weights, because an Op measured in a loop finds its weights in the
-caches, while in a network all the others have passed through them since. A price below 0 makes no sense and is taken
-as 0. The overhead may be negative (what networks save over Ops measured alone), but holds near the calibration networks
-only: :meth:`Calibration.warnings` tells when a sum is far from theirs. All are fitted to relative errors, so that RMSPE
-is what they minimise, by iteratively re-weighted least squares with Huber's weights (one bad network must not move
-them), and compared by leave-one-out cross-validation; a richer form replaces the plain one only where it is clearly
-better.
+The plain model is ``latency = overhead + scale × Σ Op latencies``. Richer forms are tried: a factor per group of Ops,
+shrunk towards 1; a price per byte of weights, because an Op measured in a loop finds its weights in the caches, while
+in a network all the others have passed through them since; and a price per Op, because one that is measured alone pays
+for a start of the runtime that a network pays once (then it is negative), or hides a gap that a network shows.
+A price of weights below 0 makes no sense and is taken as 0. The overhead may be negative (what networks save over Ops
+measured alone), but holds near the calibration networks only: :meth:`Calibration.warnings` tells when a sum is far from
+theirs. All are fitted to relative errors, so that RMSPE is what they minimise, by iteratively re-weighted least squares
+with Huber's weights (one bad network must not move them), and compared by leave-one-out cross-validation; a richer form
+replaces the plain one only where it is clearly better.
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ MIN_GAIN = 0.1
 FAR = 2.0
 #: Strengths of shrinkage that are tried, as prior standard deviations of a group's factor around 1.
 GROUP_SPREADS = (0.02, 0.05, 0.1)
-#: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio), overhead
-#: and all weights' price (both in units of the median latency, around 0): weak, they decide where networks are so alike
-#: that data cannot.
-_NOISE, _SCALE_SPREAD, _OVERHEAD_SPREAD, _PRICE_SPREAD = 0.01, 0.5, 0.5, 0.5
+#: First guess of the model's relative error, and prior standard deviations of scale (around the median ratio), and of
+#: overhead, all weights' price and all Ops' price (in units of the median latency, around 0): weak, they decide where
+#: networks are so alike that data cannot.
+_NOISE, _SCALE_SPREAD, _OVERHEAD_SPREAD, _WEIGHTS_SPREAD, _OPS_SPREAD = 0.01, 0.5, 0.5, 0.5, 1.0
 _MEGABYTE = 1e6
+#: No Op is taken to add less to a network than this share of its scaled latency.
+_LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``latency_ms = overhead_ms + Σ (scale × group factor × Op latency + ms_per_megabyte × Op weights)``.
+    """``latency_ms = overhead_ms + Σ (scale × group factor × Op latency + ms_per_megabyte × Op weights + ms_per_op)``.
 
-    ``factors`` are empty and ``ms_per_megabyte`` is 0 in the plain form; a megabyte is 10⁶ bytes. ``sums_ms`` holds
+    ``factors`` are empty and both prices 0 in the plain form; a megabyte is 10⁶ bytes. ``sums_ms`` holds
     the smallest and largest sum over Ops, calibrated, of the networks that it was fitted to.
     """
 
@@ -57,6 +60,7 @@ class Calibration:
     form: str = "affine"
     ms_per_megabyte: float = 0.0
     sums_ms: tuple[float, float] | None = None
+    ms_per_op: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sums_ms is not None:  # JSON has lists only
@@ -67,7 +71,8 @@ class Calibration:
         """What an Op of this latency adds to a network, in milliseconds."""
         factor = self.factors.get(group(op), 1.0) if self.factors else 1.0
         price = self.ms_per_megabyte * megabytes(op) if self.ms_per_megabyte else 0.0
-        return self.scale * factor * latency_ms + price
+        scaled = self.scale * factor * latency_ms
+        return max(scaled + price + self.ms_per_op, _LEAST_SHARE * scaled)
 
     def warnings(self, sum_ms: float) -> tuple[str, ...]:
         """What to say of a network whose calibrated Ops add up to ``sum_ms``: far from the calibration networks or not.
@@ -126,37 +131,40 @@ def calibrate(
     parts: npt.ArrayLike,
     measured_ms: npt.ArrayLike,
     groups: Sequence[str] = (),
-    weights: npt.ArrayLike | None = None,
+    work: npt.ArrayLike | None = None,
     *,
+    least_ms: float = 0.0,
     forms: str = "auto",
     estimated: npt.ArrayLike | None = None,
 ) -> CalibrationFit:
     """Fit to n networks.
 
-    ``parts`` are sums of Op latencies by group (n, G), ``measured_ms`` is (n,), ``weights`` are megabytes (n,).
-    ``forms`` is "auto", "affine", "groups" or "weights". ``estimated`` (n, G) are the same sums of estimated Op
-    latencies: the fits that left a network out are asked for it with them too, so that intervals for estimated Ops are
-    jackknife+ like the others. Raises :class:`NotEnoughDataError` for fewer than :data:`MIN_NETWORKS` networks.
+    ``parts`` are sums of Op latencies by group (n, G), ``measured_ms`` is (n,), ``work`` megabytes of weights and
+    number of Ops (n, 2), ``least_ms`` the smallest latency of an Op: a price per Op never eats it up. ``forms`` is
+    "auto", "affine", "groups", "weights" or "ops". ``estimated`` (n, G) are the same sums of estimated Op latencies:
+    the fits that left a network out are asked for it with them too, so that intervals for estimated Ops are jackknife+
+    like the others. Raises :class:`NotEnoughDataError` for fewer than :data:`MIN_NETWORKS` networks.
     """
     x, y = np.asarray(parts, np.float64), np.asarray(measured_ms, np.float64)
-    w = np.zeros(len(y)) if weights is None else np.asarray(weights, np.float64)
+    w = np.zeros((len(y), 2)) if work is None else np.asarray(work, np.float64)
     if len(y) < MIN_NETWORKS:
         raise NotEnoughDataError(f"{len(y)} measured calibration networks; at least {MIN_NETWORKS} are needed")
-    betas = {f: _leave_one_out(x, w, y, f) for f in _candidates(x, w, y, forms)}
+    betas = {f: _leave_one_out(x, w, y, f, least_ms) for f in _candidates(x, w, y, forms)}
     tried = {f: _predict_each(b, x, w) for f, b in betas.items()}
     scores = {f: float(np.sqrt(np.mean((np.diagonal(p) / y - 1) ** 2))) for f, p in tried.items()}
     best = min(scores, key=scores.__getitem__)
     if _AFFINE in scores and scores[best] > (1 - MIN_GAIN) * scores[_AFFINE]:
         best = _AFFINE
-    beta = _fit(x, w, y, best)
-    scales = beta[1:-1]
+    beta = _fit(x, w, y, best, least_ms)
+    scales = beta[1:-2]
     # The scale is that of the whole: the mean factor is 1 over the calibration networks.
     scale = float(x.sum(0) @ scales / x.sum()) if best.spread else float(scales[0])
     factors = {g: float(f / scale) for g, f in zip(groups, scales, strict=True)} if best.spread else {}
     sums = _predict(beta, x, w) - beta[0]
     fitted = Calibration(
-        float(beta[0]), scale, factors, str(best), float(beta[-1]), (float(sums.min()), float(sums.max()))
-    )
+        float(beta[0]), scale, factors, str(best), float(beta[-2]), (float(sums.min()), float(sums.max())),
+        float(beta[-1]),
+    )  # fmt: skip
     conformal = Conformal.from_fits(y, tried[best], _predict(beta, x, w))
     other = None
     if estimated is not None:
@@ -193,14 +201,16 @@ def plain_sum(
 
 
 class _Form(NamedTuple):
-    """Prior standard deviation of group factors (0: none), and whether weights have a price."""
+    """Prior standard deviation of group factors (0: none), and whether weights and Ops have a price."""
 
     spread: float = 0.0
     weights: bool = False
+    ops: bool = False
 
     def __str__(self) -> str:
-        if self.weights:
-            return "affine with a price of weights"
+        prices = " and ".join(["of weights"] * self.weights + ["of Ops"] * self.ops)
+        if prices:
+            return f"affine with a price {prices}"
         return f"affine with group factors within {self.spread:g}" if self.spread else "affine"
 
 
@@ -208,19 +218,25 @@ _AFFINE = _Form()
 
 
 def _candidates(x: Floats, w: Floats, y: Floats, forms: str) -> list[_Form]:
-    """The forms to try: a lone group is the scale itself, weights that never vary are the overhead."""
+    """The forms to try: a lone group is the scale itself, work that never varies is the overhead."""
     enough = len(y) >= 2 * MIN_NETWORKS
+    varies = enough & (np.ptp(w, axis=0) > 0)
     found = [_AFFINE] if forms in ("auto", "affine") else []
     if forms in ("auto", "groups") and x.shape[1] > 1 and enough:
         found += [_Form(s) for s in GROUP_SPREADS]
-    if forms in ("auto", "weights") and np.ptp(w) > 0 and enough:
+    if forms in ("auto", "weights") and varies[0]:
         found.append(_Form(weights=True))
+    if forms in ("auto", "ops") and varies[1]:
+        found.append(_Form(ops=True))
+    if forms == "auto" and varies.all():
+        found.append(_Form(weights=True, ops=True))
     return found or [_AFFINE]
 
 
-def _leave_one_out(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
-    """(n, G + 2): the fit without network i."""
-    return np.stack([_fit(np.delete(x, i, 0), np.delete(w, i), np.delete(y, i), form) for i in range(len(y))])
+def _leave_one_out(x: Floats, w: Floats, y: Floats, form: _Form, least_ms: float) -> Floats:
+    """(n, G + 3): the fit without network i."""
+    without = ((np.delete(x, i, 0), np.delete(w, i, 0), np.delete(y, i)) for i in range(len(y)))
+    return np.stack([_fit(*rest, form, least_ms) for rest in without])
 
 
 def _predict_each(betas: Floats, x: Floats, w: Floats) -> Floats:
@@ -229,22 +245,28 @@ def _predict_each(betas: Floats, x: Floats, w: Floats) -> Floats:
 
 
 def _predict(beta: Floats, x: Floats, w: Floats) -> Floats:
-    return np.asarray(beta[0] + x @ beta[1:-1] + w * beta[-1], np.float64)
+    return np.asarray(beta[0] + x @ beta[1:-2] + w @ beta[-2:], np.float64)
 
 
-def _fit(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
-    """(G + 2,): overhead, each group's scale > 0, the price ≥ 0 of a megabyte. Without a spread all groups have one
-    scale."""
+def _fit(x: Floats, w: Floats, y: Floats, form: _Form, least_ms: float) -> Floats:
+    """(G + 3,): overhead, each group's scale > 0, the price ≥ 0 of a megabyte, the price of an Op. Without a spread all
+    groups have one scale."""
     n, g = x.shape
     total = x.sum(1)
     grouped = bool(form.spread)
+    priced = np.array([form.weights, form.ops])
     # Unknowns: overhead in units of the median latency, common scale, each group's deviation from it, and the price of
-    # a typical network's weights in units of the median latency.
-    unit, typical = float(np.median(y)), float(np.median(w)) or 1.0
-    columns = [np.full(n, unit), total, *(x.T if grouped else ()), *([w / typical * unit] if form.weights else ())]
+    # a typical network's weights and of its Ops in units of the median latency.
+    unit = float(np.median(y))
+    typical = np.where(np.median(w, axis=0) > 0, np.median(w, axis=0), 1.0)
+    columns = [np.full(n, unit), total, *(x.T if grouped else ()), *(w / typical * unit).T[priced]]
     design = np.stack(columns, axis=1) / y[:, None]
-    spreads = np.array(
-        [_OVERHEAD_SPREAD, _SCALE_SPREAD, *[form.spread] * (g * grouped), *[_PRICE_SPREAD] * form.weights]
+    spreads = np.concatenate(
+        [
+            [_OVERHEAD_SPREAD, _SCALE_SPREAD],
+            [form.spread] * (g * grouped),
+            np.array([_WEIGHTS_SPREAD, _OPS_SPREAD])[priced],
+        ]
     )
     # The prior of the scale is centred on what the data say on the whole, so that it is not pulled to 1 blindly.
     centre = np.zeros(len(spreads))
@@ -267,10 +289,13 @@ def _fit(x: Floats, w: Floats, y: Floats, form: _Form) -> Floats:
         if moved < 1e-6:
             break
     scales = beta[1] + beta[2 : 2 + g] if grouped else np.full(g, beta[1])
-    price = beta[-1] * unit / typical if form.weights else 0.0
-    if price < 0:
-        return _fit(x, w, y, _AFFINE)
+    prices = np.zeros(2)
+    prices[priced] = beta[len(beta) - priced.sum() :] * unit / typical[priced]
+    if prices[0] < 0:
+        return _fit(x, w, y, form._replace(weights=False), least_ms)
+    if form.ops and scales.min() * least_ms + prices[1] <= 0:
+        return _fit(x, w, y, form._replace(ops=False), least_ms)
     if (scales <= 0).any():
         # An overhead that explains everything: an Op still takes time, so only the common ratio is believed.
-        return np.concatenate([[0.0], np.full(g, centre[1]), [0.0]])
-    return np.concatenate([[beta[0] * unit], scales, [price]])
+        return np.concatenate([[0.0], np.full(g, centre[1]), [0.0, 0.0]])
+    return np.concatenate([[beta[0] * unit], scales, prices])

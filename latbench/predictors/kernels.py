@@ -104,7 +104,7 @@ class Kernels(Predictor):
             data.card, op_level, entries, {k: f.model for k, f in fits.items()},
             {k: f.error for k, f in fits.items() if f.tried}, Calibration(), {}, spread, growth,
         )  # fmt: skip
-        y, sums, estimated, groups, weights, notes = made._sums(data, held_out)
+        y, sums, estimated, groups, work, notes = made._sums(data, held_out)
         # A space gives as many networks as are asked for; of files there may be no more.
         least = MIN_NETWORKS if data.card.space else 1
         if len(y) < least:
@@ -119,7 +119,8 @@ class Kernels(Predictor):
             fitted = plain_sum(sums, y, float(np.mean(of_ops)), estimated, worst)
             notes = [f"{FEW} ({len(y)} did); measure more: {data.card.profile_command}", *notes]
         else:
-            fitted = calibrate(sums, y, groups, weights, estimated=estimated)
+            fastest = min(e.latency_ms for e in measured)
+            fitted = calibrate(sums, y, groups, work, least_ms=fastest, estimated=estimated)
         made.calibration = fitted.calibration
         made._conformals = {"measured": fitted.conformal, "estimated": fitted.estimated or fitted.conformal}
         off = made._conformals["estimated"].residuals
@@ -143,8 +144,8 @@ class Kernels(Predictor):
         self, data: FitData, held_out: Mapping[str, float]
     ) -> tuple[Floats, Floats, Floats, list[str], Floats, list[str]]:
         """Measured latencies (n,), sums of Op latencies by group (n, G), the same sums of out-of-fold predictions, the
-        groups, megabytes of weights (n,), and why networks were left out."""
-        rows, y, weights, notes = [], [], [], []
+        groups, megabytes of weights and numbers of Ops (n, 2), and why networks were left out."""
+        rows, y, work, notes = [], [], [], []
         for n in data.calibration:
             try:
                 uses = self._uses(n.net)
@@ -153,14 +154,14 @@ class Kernels(Predictor):
                 notes.append(f"{n.net.name}: {str(e).splitlines()[0]}")
                 continue
             y.append(n.latency_ms)
-            weights.append(sum(megabytes(op) for op, _, _ in uses))
+            work.append([sum(megabytes(op) for op, _, _ in uses), len(uses)])
         groups = sorted({g for row in rows for g, _, _ in row})
         sums, estimated = np.zeros((2, len(rows), max(len(groups), 1)))
         for i, row in enumerate(rows):
             for g, ms, out in row:
                 sums[i, groups.index(g)] += ms
                 estimated[i, groups.index(g)] += ms if out is None else out
-        return np.array(y), sums, estimated, groups, np.array(weights), notes
+        return np.array(y), sums, estimated, groups, np.array(work, float).reshape(-1, 2), notes
 
     # -- asking it ----------------------------------------------------------------------------------------------
 

@@ -96,13 +96,13 @@ class Table(Predictor):
     def fit(cls, data: FitData, *, level: float = 0.9, seed: int = 0, form: str = "auto", **options: Any) -> Self:
         """Entries from Op Measurements, calibrated on measured networks.
 
-        ``form`` is "auto" (cross-validation on the calibration networks decides), "affine", "groups" or "weights"; see
-        :mod:`latbench.predictors.additive`. Nothing in it is random: ``seed`` changes nothing. Raises
+        ``form`` is "auto" (cross-validation on the calibration networks decides), "affine", "groups", "weights" or
+        "ops"; see :mod:`latbench.predictors.additive`. Nothing in it is random: ``seed`` changes nothing. Raises
         :class:`NotEnoughDataError`.
         """
-        if options or form not in ("auto", "affine", "groups", "weights"):
+        if options or form not in ("auto", "affine", "groups", "weights", "ops"):
             wrong = ", ".join(options) or f"form={form!r}"
-            raise ConfigError(f"table has no option {wrong}; its option: form (auto, affine, groups or weights)")
+            raise ConfigError(f"table has no option {wrong}; its option: form (auto, affine, groups, weights or ops)")
         entries = {k: Entry.of(k, m) for k, m in data.ops.items()}
         lacking = {k: rule for k, rule in data.unsupported.items() if k not in data.ops}
         entries |= {k: Entry(Op.parse(k), {}, 0, rule or "unsupported") for k, rule in lacking.items()}
@@ -115,7 +115,7 @@ class Table(Predictor):
             if not bare.holds(lv):
                 continue
             try:
-                covered, parts, groups, weights = bare.sums(data.calibration, lv)
+                covered, parts, groups, work = bare.sums(data.calibration, lv)
             except NotInstalledError as e:
                 notes.append(f"no calibration of units: {e}")
                 continue
@@ -130,7 +130,8 @@ class Table(Predictor):
                 fitted = plain_sum(parts, y, (high - low) / 2, parts, (high - low) / 2)
                 notes.append(f"{FEW} ({len(covered)} did); measure more: {data.card.profile_command}")
             else:
-                fitted = calibrate(parts, y, groups, weights, forms=form)
+                least = min(e.latency_ms for e in entries.values() if e.op.level == lv and e.supported)
+                fitted = calibrate(parts, y, groups, work, least_ms=least, forms=form)
             calibrations[lv], conformals[lv] = fitted.calibration, fitted.conformal
             model[lv] = {
                 **fitted.calibration.to_json(), "networks": fitted.networks, "cv_rmspe": fitted.rmspe,
@@ -154,7 +155,7 @@ class Table(Predictor):
         self, networks: Iterable[MeasuredNetwork], level: str
     ) -> tuple[list[MeasuredNetwork], npt.NDArray[np.float64], list[str], npt.NDArray[np.float64]]:
         """Of the networks that the table covers: themselves, their sums of Op latencies by group (n, G), the groups,
-        and their weights in megabytes (n,)."""
+        and their megabytes of weights and numbers of Ops (n, 2)."""
         covered, rows = [], []
         for n in networks:
             uses = self._uses(n.net, level)
@@ -166,8 +167,8 @@ class Table(Predictor):
         for i, uses in enumerate(rows):
             for u in uses:
                 parts[i, groups.index(group(u.op))] += self.entries[u.op.key].latency_ms
-        weights = np.array([sum(megabytes(u.op) for u in uses) for uses in rows])
-        return covered, parts, groups, weights
+        work = np.array([[sum(megabytes(u.op) for u in uses), len(uses)] for uses in rows]).reshape(-1, 2)
+        return covered, parts, groups, work
 
     # -- asking it ----------------------------------------------------------------------------------------------
 
