@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -116,7 +117,9 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], wher
 def _remedy(name: str, dims: Sequence[int | str]) -> str:
     example = {0: 1, 1: 3}
     guess = [d if isinstance(d, int) else example.get(i, 224) for i, d in enumerate(dims)]
-    return f"fix it with shapes={{{name!r}: ({', '.join(map(str, guess))}{',' if len(guess) == 1 else ''})}}"
+    tuple_ = f"({', '.join(map(str, guess))}{',' if len(guess) == 1 else ''})"
+    option = shlex.quote(f"{name}={','.join(map(str, guess))}")
+    return f"fix it with --shape {option} (in Python shapes={{{name!r}: {tuple_}}})"
 
 
 def _apply(v: onnx.ValueInfoProto, shape: list[int], named: dict[str, int], where: str) -> None:

@@ -150,8 +150,9 @@ def pose(
     known = [*values.names, *(accuracy.values if accuracy else ())]
     for n in sorted(wanted):
         if n not in known:
-            hint = "; give accuracy=, an evaluator" if accuracy is None else ""
-            hint += "; give latency=, a model" if not models else ""
+            hint = "; give an evaluator: --accuracy (accuracy= in Python), or an --objective without it"
+            hint = hint if accuracy is None else ""
+            hint += "; give a latency model: --device or --model (latency= in Python)" if not models else ""
             raise ConfigError(f"nothing gives the value {n!r}; known: {', '.join(known) or 'none'}{hint}")
     if len({o.name for o in parsed}) < len(parsed):
         raise ConfigError(f"an objective is given twice: {', '.join(map(str, parsed))}")

@@ -54,6 +54,17 @@ Wait = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+#: What an option of pairs looks like, for error texts.
+EXAMPLES = {
+    "--set": "resolution=64",
+    "--protocol": "target_ci=0.02",
+    "--limit": "latency_ms=8",
+    "--soft-limit": "params=1e6",
+    "--accuracy-set": "epochs=4",
+    "--option": "population=24",
+}
+
+
 def parse_value(text: str) -> Any:
     """``3`` → 3, ``0.5`` → 0.5, ``true`` → True, ``[1, 2]`` → [1, 2]; everything else is text."""
     try:
@@ -68,7 +79,7 @@ def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
     for pair in pairs or ():
         key, eq, value = pair.partition("=")
         if not eq or not key.strip():
-            raise ConfigError(f"{option} {pair}: expected KEY=VALUE, e.g. {option} resolution=64")
+            raise ConfigError(f"{option} {pair}: expected KEY=VALUE, e.g. {option} {EXAMPLES.get(option, 'a=1')}")
         key = key.strip().replace("-", "_")
         if key in out:
             raise ConfigError(f"{option} {pair}: {key} is given twice")

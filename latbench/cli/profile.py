@@ -24,7 +24,7 @@ from latbench.cli.options import (
     patiently,
     quoted_space,
 )
-from latbench.cli.subjects import read_model
+from latbench.cli.subjects import Shapes, read_model
 from latbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def profile(
         list[str] | None,
         typer.Option("--hold-out", metavar="MODEL", help="A network to measure twice for validation; may be repeated."),
     ] = None,
+    shapes: Shapes = None,
     store: StoreUrl = DEFAULT_STORE,
     new: Annotated[bool, typer.Option("--new", help="Add evidence in a new campaign instead of resuming.")] = False,
     seed: Seed = 0,
@@ -79,7 +80,7 @@ def profile(
     if space is None and (settings or resolution is not None or width_mult is not None):
         raise ConfigError("--set, --resolution and --width-mult belong to a --space")
     s = None if space is None else make_space(space, settings, resolution, width_mult)
-    nets, held = ([read_model(m)[0] for m in group or ()] for group in (models, hold_out))
+    nets, held = ([read_model(m, shapes=shapes)[0] for m in group or ()] for group in (models, hold_out))
     dev, how = make_device(device, protocol)
     with dev:
         plans = []
