@@ -64,9 +64,8 @@ class OnnxRuntime(RunnerRuntime):
 
     name: ClassVar[str] = "onnxruntime"
 
-    def __init__(self, section: Mapping[str, Any], where: str, profile: Profile, transport: Transport) -> None:
+    def __init__(self, section: Mapping[str, Any], where: str, profile: Profile, transport: Transport | None) -> None:
         super().__init__(section, where, profile, transport)
-        self.transport = transport
         self.options = parse_section(OnnxRuntimeOptions, dict(section), where, "runtime")
         self._units: dict[str, str] = {}
 

@@ -8,6 +8,7 @@ file and the dotted key.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -40,13 +41,14 @@ class Profile(_Model):
     """A device profile.
 
     ``transport`` and ``runtime`` are tables whose ``kind`` is the name of an entry point; their other keys belong to it
-    and are checked by its own model. ``verified`` says how far the profile is proved.
+    and are checked by its own model. A runtime that computes its numbers, as a simulator does, needs no transport.
+    ``verified`` says how far the profile is proved.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
     description: str = ""
     verified: Literal["hardware", "emulated", "never"] = "never"
-    transport: dict[str, Any]
+    transport: dict[str, Any] = Field(default_factory=dict)
     runtime: dict[str, Any]
     hardware: Hardware = Hardware()
     protocol: Protocol = Protocol()
@@ -63,8 +65,22 @@ def parse_section(model: type[M], section: dict[str, Any], where: str, prefix: s
         for err in e.errors():
             dotted = ".".join([*filter(None, [prefix]), *map(str, err["loc"])])
             lines.append(f"  {dotted}: {err['msg']}" + ("" if err["type"] == "missing" else f" (got {err['input']!r})"))
-        known = ", ".join(model.model_fields)
-        raise ConfigError(f"{where}:\n" + "\n".join(lines) + f"\n  known keys here: {known}") from e
+        tables = dict.fromkeys(err["loc"][:-1] for err in e.errors() if err["type"] in ("extra_forbidden", "missing"))
+        for path in tables or [()]:
+            of = ".".join([*filter(None, [prefix]), *map(str, path)])
+            known = ", ".join(_table_at(model, path).model_fields)
+            lines.append(f"  known keys {f'of {of}' if of else 'here'}: {known}")
+        raise ConfigError(f"{where}:\n" + "\n".join(lines)) from e
+
+
+def _table_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The model of a table within another one, by its keys; the last one on the way that is a model."""
+    for key in path:
+        field = model.model_fields.get(str(key))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return model
 
 
 def read_profile(path: str | Path) -> Profile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class ProfiledDevice(Device):
 
     def __init__(self, profile: Profile, where: str = "") -> None:
         self.profile, self.where = profile, where or profile.name
-        self.transport: Transport = self._make("transports", "transport", profile.transport)
+        self.transport: Transport | None = None
+        if profile.transport:
+            self.transport = self._make("transports", "transport", profile.transport)
         self.runtime: Runtime = self._make("runtimes", "runtime", profile.runtime, profile, self.transport)
         self._open = False
 
@@ -54,12 +57,12 @@ class ProfiledDevice(Device):
         """Connect; a device that cannot be opened leaves nothing behind."""
         if self._open:
             return
-        self.transport.open()
-        try:
+        with ExitStack() as undo:
+            if self.transport is not None:
+                self.transport.open()
+                undo.callback(self.transport.close)
             self.runtime.open()
-        except BaseException:
-            self.transport.close()
-            raise
+            undo.pop_all()
         self._open = True
 
     def close(self) -> None:
@@ -69,7 +72,8 @@ class ProfiledDevice(Device):
             try:
                 self.runtime.close()
             finally:
-                self.transport.close()
+                if self.transport is not None:
+                    self.transport.close()
 
     def _opened(self) -> Runtime:
         if not self._open:

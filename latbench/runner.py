@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latbench import plugins
 from latbench.control import control_ops, control_subject
 from latbench.device import Description, Job
-from latbench.errors import ProtocolError
+from latbench.errors import ConfigError, ProtocolError
 from latbench.network import Network
 from latbench.op import Op
 from latbench.protocol import Protocol
@@ -30,6 +31,9 @@ from latbench.runner_events import SIGNS_OF_LIFE, Conversation, VisitReader
 from latbench.runtime import Artefact, Runtime
 from latbench.transport import Transport
 from latbench.visit import Failure, Role, Visit
+
+if TYPE_CHECKING:
+    from latbench.profile import Profile
 
 #: Seconds to wait for a runner that only has to say who it is.
 HELLO_TIMEOUT_S = 120.0
@@ -60,6 +64,16 @@ class RunnerRuntime(Runtime):
         """The artefact of each subject, in order, from the cache or built now in batches."""
 
     # -- what follows -------------------------------------------------------------------------------------------
+
+    def __init__(self, section: Mapping[str, Any], where: str, profile: Profile, transport: Transport | None) -> None:
+        """See the base class. Raises :class:`ConfigError` where the profile names no transport."""
+        super().__init__(section, where, profile, transport)
+        if transport is None:
+            known = ", ".join(plugins.names("transports"))
+            raise ConfigError(
+                f"{where}:\n  transport.kind: runtime {self.name!r} runs on a device: name one of {known}"
+            )
+        self.transport = transport
 
     #: The runner's answer to ``hello``, kept by ``open``.
     hello: dict[str, Any]

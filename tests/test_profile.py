@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latbench.device import Device
 from latbench.errors import ConfigError
-from latbench.profile import find_profile, profile_paths, read_profile
+from latbench.profile import Profile, find_profile, parse_section, profile_paths, read_profile
 from latbench.profiled_device import load_device
 
 GOOD = """
@@ -96,3 +96,22 @@ def test_any_text_is_a_profile_or_a_config_error(tmp_path_factory: pytest.TempPa
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigError):
         read_profile(path)
+
+
+def test_the_known_keys_of_a_wrong_one_are_those_of_its_own_table() -> None:
+    whole = {"name": "x", "transport": {}, "runtime": {}}
+    with pytest.raises(ConfigError) as e:
+        parse_section(Profile, {**whole, "protocol": {"target_cI": 0.1}}, "x.toml", "")
+    assert "protocol.target_cI" in str(e.value)
+    assert "known keys of protocol: " in str(e.value)
+    assert "target_ci" in str(e.value)
+    assert "power_mode" not in str(e.value)
+    with pytest.raises(ConfigError, match=r"known keys here: .*power_mode"):
+        parse_section(Profile, {**whole, "colour": "red"}, "x.toml", "")
+
+
+def test_a_runtime_that_measures_on_a_device_asks_for_a_transport(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nruntime = {kind = "onnxruntime"}\n')
+    with pytest.raises(ConfigError, match=r"mine\.toml:\n  transport\.kind: .*name one of local"):
+        load_device(path)

@@ -30,7 +30,7 @@ def devices(as_json: Json = False) -> None:
         except ConfigError as e:
             broken.append(str(e))
             continue
-        rows.append((name, p.transport.get("kind", "?"), p.runtime.get("kind", "?"), p.verified, p.description))
+        rows.append((name, p.transport.get("kind", "–"), p.runtime.get("kind", "?"), p.verified, p.description))
     columns = ("name", "transport", "runtime", "verified", "description")
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
