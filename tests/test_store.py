@@ -24,6 +24,7 @@ from latbench.problem import Candidate
 from latbench.protocol import Protocol
 from latbench.setting import Setting
 from latbench.store import Slot, Store, engine
+from latbench.store.leases import Holder
 from latbench.store.schema import Samples
 from latbench.store.visits import visit_row
 from latbench.visit import Failure, Visit
@@ -232,6 +233,15 @@ def test_campaigns_come_back_newest_first_with_their_slots_counted(store):
     assert [r.id for r in store.campaigns(state="finished")] == [b]
     assert [r.id for r in store.campaigns(plan="another")] == []
     assert [r.id for r in store.campaigns(setting=SETTING)] == [b, a]
+
+
+def test_a_device_is_held_while_its_holder_lives(store, monkeypatch):
+    assert store.held_devices() == set()
+    with store.lease("board-1", "first"):
+        assert store.held_devices() == {"board-1"}
+        monkeypatch.setattr(Holder, "provably_dead", True)
+        assert store.held_devices() == set()
+    assert store.held_devices() == set()
 
 
 def test_evaluations_are_remembered_by_recipe_and_space(store):

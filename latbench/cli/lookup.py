@@ -112,7 +112,7 @@ def find(root: Path, device: str, space: SearchSpace | None, predictor: str | No
         try:
             model.predict_archs(space, space.sample_archs(PROBES, seed=0))
         except (UnknownOpError, UnsupportedOpError, NotAdditiveError, ArchitectureError) as e:
-            note(f"passed over a {model.name} of {model.card.created}: {e}".splitlines()[0])
+            note(f"passed over {model.name} of {model.card.created}: {e}".splitlines()[0])
             first = first or e
             continue
         return model
@@ -162,7 +162,7 @@ def _why_not(card: Card, setting: Setting | None, space: SearchSpace | None) -> 
         return "another Setting, " + "; ".join(card.setting.differences(setting))
     if space is not None and card.space is not None and dict(card.space) != space.spec:
         return f"another space, {_differences(card.space, space.spec)}"
-    return f"a {card.predictor}"
+    return f"a predictor named {card.predictor}"
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -95,12 +95,16 @@ def profile(
             plans.append(Plan.for_networks(nets, held, units=dev.units, seed=seed))
         plan = plans[0] if len(plans) == 1 else plans[0] + plans[1]
         campaign = Campaign(dev, plan, store=store, protocol=how, seed=seed, name=name, space=s, new=new)
-        of = " and ".join(([s.name] if s else []) + ([f"{len(nets) + len(held)} networks"] if nets or held else []))
+        of = " and ".join(([s.name] if s else []) + ([_networks(len(nets) + len(held))] if nets or held else []))
         say(f"{len(plan.subjects)} subjects of {of} on {device} into {store}")
         result = run_campaign(campaign, wait)
     print_result(result)
     fit = f"table --device {device} {quoted_space(s)}" if s is not None else f"kernels --device {device}"
     note(f"next: latbench fit {fit} --store {store}")
+
+
+def _networks(n: int) -> str:
+    return f"{n} network{'s' * (n != 1)}"
 
 
 def run_campaign(campaign: Campaign, wait_s: float = 0) -> CampaignResult:

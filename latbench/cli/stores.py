@@ -20,11 +20,13 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="One Parquet file
 def campaigns(store: StoreUrl = DEFAULT_STORE) -> None:
     """List the campaigns of a store, newest first."""
     with existing_store(store) as s:
-        rows = []
+        rows, held = [], s.held_devices()
         for r in s.campaigns():
             slots = ", ".join(f"{n} {state}" for state, n in r.slots.items())
             began = datetime.fromtimestamp(r.created).isoformat(" ", "minutes")
-            rows.append((r.id, r.name, (r.space or {}).get("name", "–"), r.state, slots, began, r.device))
+            # One that was killed had no time to say so.
+            state = "interrupted" if r.state == "running" and r.device not in held else r.state
+            rows.append((r.id, r.name, (r.space or {}).get("name", "–"), state, slots, began, r.device))
     table(("id", "name", "space", "state", "slots", "began", "device"), rows)
 
 

@@ -80,13 +80,19 @@ def check(
     width_mult: WidthMult = None,
 ) -> None:
     """Say what is wrong with a table: missing, broken or weak entries, sums that do not add up. Exit code 1 if so."""
+    from latbench.op import Op
     from latbench.predictors.hygiene import check as findings
 
     wanted = make_space(space, settings, resolution, width_mult) if space else None
     found = findings(_table(model), wanted)
-    table(("severity", "what", "Op"), [(f.severity, f.text, f.key) for f in found])
+    table(("severity", "what", "Op"), [(f.severity, f.text, Op.parse(f.key).label if f.key else "") for f in found])
     problems = sum(f.severity == "problem" for f in found)
-    say(f"{problems} problems, {len(found) - problems} warnings" if found else "nothing to report")
+    say(
+        f"{problems} problem{'s' * (problems != 1)}, "
+        f"{len(found) - problems} warning{'s' * (len(found) - problems != 1)}"
+        if found
+        else "nothing to report"
+    )
     raise typer.Exit(1 if problems else 0)
 
 
@@ -94,7 +100,7 @@ def check(
 def diff(
     a: SavedModel,
     b: SavedModel,
-    most: Annotated[int, typer.Option("--most", min=0, help="Changes to print, the largest first.")] = 20,
+    most: Annotated[int, typer.Option("--most", min=0, help="Changes to print, significant and large first.")] = 20,
 ) -> None:
     """Compare two tables Op by Op: what became slower or faster, and what of it is more than noise."""
     from latbench.predictors.hygiene import diff as compare
@@ -131,7 +137,7 @@ def _table(name: str) -> Table:
 
     found = load_predictor(name)
     if not isinstance(found, Table):
-        raise ConfigError(f"{name} is a {found.name}, not a table")
+        raise ConfigError(f"{name} holds a predictor named {found.name}, not a table")
     return found
 
 

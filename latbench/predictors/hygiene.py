@@ -131,7 +131,7 @@ def _additivity(table: Table) -> list[Finding]:
 
 
 def diff(a: Table, b: Table) -> Comparison:
-    """Compare two tables Op by Op, the largest change first.
+    """Compare two tables Op by Op: what differs significantly first, and of that the largest change.
 
     The test of each Op takes the 95 % intervals of both entries as normal on the logarithm and is two-sided.
     """
@@ -146,7 +146,7 @@ def diff(a: Table, b: Table) -> Comparison:
         Difference(key, label, i.value, j.value, j.value / i.value, p)
         for (key, label, i, j, _), p in zip(rows, adjusted, strict=True)
     ]
-    found.sort(key=lambda d: -abs(np.log(d.ratio)))
+    found.sort(key=lambda d: (not d.significant, -abs(np.log(d.ratio))))
     return Comparison(
         tuple(a.setting.differences(b.setting)),
         tuple(found),

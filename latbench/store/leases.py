@@ -95,6 +95,15 @@ def _born(pid: int) -> int | None:
     return None if state in "ZX" else int(rest[18])
 
 
+def held_devices(db: Database) -> set[str]:
+    """Identities of the devices that somebody measures now: their leases are not expired, nor their holders dead."""
+    t = s.leases.c
+    with db.read() as c:
+        now = db.now(c)
+        rows = c.execute(select(t.device, t.holder).where(t.expires > now)).all()
+    return {r.device for r in rows if not Holder(**r.holder).provably_dead}
+
+
 class Lease:
     """A device's lease, held from ``acquire`` to ``release``; a thread renews it.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from latbench.store.engine import Database
-from latbench.store.leases import LEASE_S, Lease
+from latbench.store.leases import LEASE_S, Lease, held_devices
 from latbench.store.searches import Searches
 
 
@@ -54,6 +54,10 @@ class Store(Searches):
     def lease(self, device: str, campaign: str, *, ttl_s: float = LEASE_S) -> Lease:
         """The lease of a device (identity), to be used as a context manager by ``campaign`` (a name for people)."""
         return Lease(self._db, device, campaign, ttl_s=ttl_s)
+
+    def held_devices(self) -> set[str]:
+        """Identities of the devices that a living campaign holds now."""
+        return held_devices(self._db)
 
     def export_parquet(self, folder: str | Path) -> dict[str, int]:
         """Write everything but leases as one Parquet file a table; gives rows by table."""
