@@ -21,7 +21,7 @@ from search_support import table
 
 from latbench import load_predictor, load_space
 from latbench.cli import lookup, main, options
-from latbench.cli.console import print_json
+from latbench.cli.console import bar, print_json
 from latbench.cli.options import parse_pairs, parse_value
 from latbench.cli.report import device_of
 from latbench.device import Check
@@ -493,3 +493,14 @@ def test_waiting_for_a_held_device_ends_when_it_is_free_or_when_the_time_is_up(
     clock[0] = 0.0
     with pytest.raises(DeviceBusyError):
         options.patiently(lambda: free_after(3), 0)
+
+
+def test_a_total_that_grows_is_told_and_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar("measuring") as b:
+        for done in range(11):
+            b.update(done, 10)
+        for done in range(10, 21):
+            b.update(done, 20, left_s=3.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert "measuring: 10 of 10" in lines
+    assert lines[-1] == "measuring: 20 of 20, +10 added, 3 s left"

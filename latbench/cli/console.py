@@ -128,11 +128,15 @@ class Bar:
 
     def __init__(self, progress: Progress, title: str, lines: bool) -> None:
         self._progress, self._title, self._told, self._lines = progress, title, 0, lines
+        self._first = self._total = 0.0
         self._task = progress.add_task(title, total=None, left="")
 
     def update(self, done: float, total: float, *, left_s: float | None = None, title: str | None = None) -> None:
-        """Show ``done`` of ``total``, and the time left where it is known."""
+        """Show ``done`` of ``total``, and the time left where it is known. A total that grows says by how much."""
+        self._first = self._first or total
+        added = f"+{total - self._first:g} added" if total > self._first else ""
         left = "" if left_s is None or not isfinite(left_s) else f"{duration(left_s)} left"
+        left = ", ".join(filter(None, (added, left)))
         if self._progress.disable:
             self._tell(done, total, left)
             return
@@ -142,6 +146,9 @@ class Bar:
     def _tell(self, done: float, total: float, left: str) -> None:
         """Where there is no terminal: one line every fifth of the way."""
         fifth = int(5 * done / total) if total else 0
+        if total > self._total:
+            # What was all of it is not any more: the last line must not be the one that said so.
+            self._told, self._total = min(self._told, fifth), total
         if self._lines and fifth > self._told:
             self._told = fifth
             note(f"{self._title}: {done:g} of {total:g}{', ' if left else ''}{left}")
