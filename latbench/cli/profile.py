@@ -74,6 +74,7 @@ def profile(
     """
     from latbench import Campaign
     from latbench.plan import Plan
+    from latbench.predictors.additive import MIN_NETWORKS
 
     if space is None and not models:
         raise ConfigError("nothing to measure: give --space, or networks such as model.onnx")
@@ -97,6 +98,11 @@ def profile(
         campaign = Campaign(dev, plan, store=store, protocol=how, seed=seed, name=name, space=s, new=new)
         of = " and ".join(([s.name] if s else []) + ([_networks(len(nets) + len(held))] if nets or held else []))
         say(f"{len(plan.subjects)} subjects of {of} on {device} into {store}")
+        if s is None and len(nets) < MIN_NETWORKS:
+            note(
+                f"{_networks(len(nets))} to calibrate on: predictions will be plain sums with wide intervals; "
+                f"from {MIN_NETWORKS} on they are calibrated"
+            )
         result = run_campaign(campaign, wait)
     print_result(result)
     fit = f"table --device {device} {quoted_space(s)}" if s is not None else f"kernels --device {device}"
