@@ -78,7 +78,7 @@ class Catalogue:
             known = sorted(set(self.profiles()) | {x.device for x in self.settings()})
             raise NotEnoughDataError(
                 f"{self._db.address}: nothing was measured on {name!r} (known: {', '.join(known) or 'no device'}); "
-                f"run `latbench profile --device {device} --space …`"
+                f"run `latbench profile --device {device} --space …`, or with MODEL.onnx … for networks of your own"
             )
         identities = list(dict.fromkeys(x.device for x in found))
         if len(identities) == 1 or name in identities:
