@@ -1,15 +1,15 @@
-"""The figures of README, rendered from what the benchmarks wrote: nothing there is typed by hand.
+"""The figures of README and docs, rendered from what the benchmarks wrote: nothing there is typed by hand.
 
-``python -m benchmarks.figures FOLDER`` reads every ``FOLDER/*.json`` that a benchmark wrote with ``--json``, renders a
-compact table of each with the line that says what ran where, and puts them between the markers ``figures:begin`` and
-``figures:end`` of README. ``make bench`` says how the files are made.
+``python -m benchmarks.figures FOLDER`` reads every ``FOLDER/*.json`` that a benchmark wrote with ``--json``, puts the
+few that answer the targets between the markers ``figures:begin`` and ``figures:end`` of README, and all of them, with
+the line that says what ran where, between those of ``docs/figures.md``. ``make bench`` says how the files are made.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 #: Order of the benchmarks in README; others follow by name.
 ORDER = ("additivity", "drift", "budget", "throughput", "kill_resume")
 #: Parts that say how a figure came about, not what it is: they stay in the JSON file.
-DETAILS = frozenset({"kinds", "calibration", "statistics_tried", "tuning", "runs", "n", "archs", "table_per_s_by_turn"})
+DETAILS = frozenset(
+    {"drift", "kinds", "calibration", "statistics_tried", "tuning", "runs", "n", "archs", "table_per_s_by_turn"}
+)
 #: Facts of the provenance that the line under a table names.
 FACTS = ("date", "machine", "load", "commit", "python", "numpy", "onnxruntime", "seed")
 #: Values that are fractions, by a part of their name.
@@ -27,17 +29,16 @@ FRACTIONS = ("rmspe", "mape", "within", "coverage", "width", "worst", "floor", "
 
 
 def main() -> None:
-    """Write README's section from a folder of JSON files."""
+    """Write both sections from a folder of JSON files."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, help="where the benchmarks' JSON files lie, e.g. docs/figures")
-    p.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file to write into")
     args = p.parse_args()
     files = sorted(args.folder.glob("*.json"))
     if not files:
         raise SystemExit(f"{args.folder}: no JSON files; write some with python -m benchmarks.NAME --json FILE")
-    text = args.readme.read_text("utf-8")
-    args.readme.write_text(replaced(text, render(files)), "utf-8")
-    print(f"wrote the figures of {len(files)} benchmarks into {args.readme}")
+    for page, section in ((ROOT / "README.md", summary(files)), (ROOT / "docs" / "figures.md", render(files))):
+        page.write_text(replaced(page.read_text("utf-8"), section), "utf-8")
+        print(f"wrote the figures of {len(files)} benchmarks into {page}")
 
 
 def replaced(text: str, section: str) -> str:
@@ -50,6 +51,77 @@ def replaced(text: str, section: str) -> str:
 def section_of(text: str) -> str:
     """What stands between the markers."""
     return text[text.index(BEGIN) + len(BEGIN) + 1 : text.index(END)]
+
+
+def summary(files: Sequence[Path]) -> str:
+    """The Markdown table of the figures that have targets; a benchmark whose file is absent is left out."""
+    read = {d["benchmark"]: d["figures"] for d in (json.loads(f.read_text("utf-8")) for f in files)}
+    makers = {
+        "additivity": _of_additivity, "drift": _of_drift, "budget": _of_budget, "throughput": _of_throughput,
+        "kill_resume": _of_kill_resume,
+    }  # fmt: skip
+    rows = [row for name, make in makers.items() if name in read for row in make(read[name])]
+    return "\n" + _table(("what", "here", "beside it", "target"), rows) + "\n" if rows else ""
+
+
+Row = tuple[str, str, str, str]
+
+
+def _of_additivity(d: Mapping[str, Any]) -> Iterator[Row]:
+    score = {k: v["rmspe"] for k, v in d["scores"].items()}
+    half = "kernels, half of the units never measured"
+    plain, affine = (next(v for k, v in score.items() if form in k) for form in ("plain sum", "affine"))
+    macs, floor = _share(score["MACs regression"]), _share(d["noise_floor"])
+    beside = (
+        f"MACs {macs}, one pass of 10 + 50 {_share(plain)}, the same calibrated {_share(affine)}, noise floor {floor}"
+    )
+    yield (
+        f"table: RMSPE on {d['held_out']} held-out networks",
+        _share(score["table"]),
+        beside,
+        f"≤ {_share(d['limit'])}",
+    )
+    yield half, _share(score[half]), f"all units measured {_share(score['kernels, all units measured'])}", "≤ 4 %"
+
+
+def _of_drift(d: Mapping[str, Any]) -> Iterator[Row]:
+    for name, e in d.get("contention", {}).get("errors", {}).items():
+        beside = f"uncorrected {_share(e['rmspe as measured'])}, quiet {_share(e['noise_rmspe'])}"
+        target = f"≤ {e['target']} × quiet"
+        yield f"contention of the {name}: RMSPE", _share(e["rmspe corrected"]), beside, target
+    shares = [v["within_10"] for v in d.get("rows", {}).values() if isinstance(v, dict) and "within_10" in v]
+    if shares:
+        yield (
+            "gold_6240 within ±10 %, time-interpolated",
+            _share(shares[-1]),
+            f"without time {_share(shares[-2])}",
+            "≥ 98 %",
+        )
+
+
+def _of_budget(d: Mapping[str, Any]) -> Iterator[Row]:
+    v = d["verdicts"]["mean"]
+    beside = f"error {_share(v['rmspe'])} beside {_share(v['rmspe_fixed'])} of fixed 10 + 50"
+    yield "device time to that error", f"{v['ratio']:.1f} × less", beside, "≥ 3 ×"
+
+
+def _of_throughput(d: Mapping[str, Any]) -> Iterator[Row]:
+    a, p = d["predict_archs"], d["predict"]
+    loop = f"loop {a['loop_per_s'] / 1e6:.2f} M"
+    yield "architectures a second, one core", f"{a['table_per_s'] / 1e6:.1f} M", loop, "≥ 5 M"
+    cold = f"never planned {p['table, cold']['median_ms']:.0f} ms"
+    yield "one network from ONNX, planned before", f"{p['table, planned']['median_ms']:.1f} ms", cold, "≤ 5 ms"
+    if c := d.get("campaign"):
+        yield "campaign: wall beyond device time", _share(c["overhead"]), f"{c['visits']} Visits", "≤ 10 %"
+
+
+def _of_kill_resume(d: Mapping[str, Any]) -> Iterator[Row]:
+    lost = f"{d['committed Visits lost']} lost, {d['plan slots committed twice']} twice"
+    yield f"{d['kills']} × kill -9 and resume", lost, f"{d['in flight']} in flight, repeated", "0, 0"
+
+
+def _share(x: float) -> str:
+    return f"{100 * x:.3g} %"
 
 
 def render(files: Sequence[Path]) -> str:
