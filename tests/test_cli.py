@@ -446,7 +446,7 @@ def test_the_whole_way_from_profile_to_report(run: Run, tmp_path: Path) -> None:
 
 def test_an_interrupted_profile_says_how_to_go_on_and_goes_on(tmp_path: Path, own_locks: Path) -> None:
     command = [sys.executable, "-c", "from latbench.cli import main; main()", "profile", *SMALL, "--networks", "3"]
-    slow = [*command, "--validation", "1", *QUICK[:-2], "--protocol=min_visits=6", "--protocol=max_visits=6"]
+    slow = [*command, "--validation", "1", *QUICK[:-2], "--protocol=min_visits=30", "--protocol=max_visits=30"]
     env = {**os.environ, "LATBENCH_LOCK_FOLDER": str(own_locks)}
     process = subprocess.Popen(slow, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     from latbench import Store
