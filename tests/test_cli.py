@@ -448,7 +448,11 @@ def test_an_interrupted_profile_says_how_to_go_on_and_goes_on(tmp_path: Path, ow
     command = [sys.executable, "-c", "from latbench.cli import main; main()", "profile", *SMALL, "--networks", "3"]
     slow = [*command, "--validation", "1", *QUICK[:-2], "--protocol=min_visits=30", "--protocol=max_visits=30"]
     env = {**os.environ, "LATBENCH_LOCK_FOLDER": str(own_locks)}
-    process = subprocess.Popen(slow, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell ignores SIGINT, and so would its children.
+    process = subprocess.Popen(
+        slow, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     from latbench import Store
 
     # Interrupted once some, but not all, of its Visits are in the store.
