@@ -162,7 +162,7 @@ def main() -> int:
     """The command."""
     options = parser(__doc__)
     options.add_argument("--kills", type=int, default=10, help="how often it is killed (default 10)")
-    options.add_argument("--items", type=int, default=40, help="Ops to measure, three Visits each (default 40)")
+    options.add_argument("--items", type=int, default=60, help="Ops to measure, three Visits each (default 60)")
     options.add_argument("--store", help="address of a store that does not exist yet (default: a temporary file)")
     options.add_argument("--device", default="local-cpu", help="device profile (default local-cpu)")
     options.add_argument("--work", action="store_true", help="be the process that is killed")
