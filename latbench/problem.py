@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from latbench.predictor import Predictor
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-LimitOn: TypeAlias = Literal["high", "value"]
+LimitOn: TypeAlias = Literal["high", "value", "low"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ class Problem:
 
     ``limits`` maps a value's name to its largest allowed value. ``soft_limits`` likewise, but breaking one only counts
     against a candidate among equals. A limit on what a model predicts is checked against the upper end of its interval
-    (``latency_high_ms`` for ``latency_ms``), with ``limit_on="value"`` against the value itself.
+    (``latency_high_ms`` for ``latency_ms``), with ``limit_on="value"`` against the value itself, with
+    ``limit_on="low"`` against the lower end: then whatever may keep it is worth an evaluation, and a measurement has to
+    decide. ``level`` is that of the intervals.
     """
 
     space: SearchSpace
@@ -183,6 +186,7 @@ class Problem:
     soft_limits: Mapping[str, float] = field(default_factory=dict)
     cheap_values: CheapValues | None = None
     limit_on: LimitOn = "high"
+    level: float = 0.9
 
     def cheap(self, archs: npt.ArrayLike) -> dict[str, Floats]:
         """Everything that needs no training, for an (n, positions) array: name → (n,) array.
@@ -214,8 +218,25 @@ class Problem:
 
     def limited(self, name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
         """The value that a limit on ``name`` is checked against."""
-        _, high = ends(name)
-        return high if self.limit_on == "high" and high in known else name
+        low, high = ends(name)
+        end = {"high": high, "value": name, "low": low}[self.limit_on]
+        return end if end in known else name
+
+    def chance(self, values: Mapping[str, Floats]) -> Floats | float:
+        """The probability that networks keep their limits on what is predicted, from cheap values: (n,), or 1 without
+        such limits.
+
+        The error of a prediction is taken for log-normal, as wide as the upper end of its interval says.
+        """
+        from scipy.special import ndtr
+
+        z, out = NormalDist().inv_cdf((1 + self.level) / 2), np.ones(())
+        for name, limit in self.limits.items():
+            if (high := values.get(ends(name)[1])) is not None:
+                value = np.asarray(values[name])
+                sd = np.log(np.maximum(high / value, 1)) / z
+                out = out * ndtr(np.log(limit / value) / np.maximum(sd, 1e-9))
+        return out
 
     @property
     def models(self) -> Mapping[str, Predictor]:

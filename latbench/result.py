@@ -202,6 +202,7 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
         "limits": dict(problem.limits),
         "soft_limits": dict(problem.soft_limits),
         "limit_on": problem.limit_on,
+        "level": problem.level,
     }
 
 
@@ -222,6 +223,7 @@ def problem_from_json(d: Mapping[str, Any], space: SearchSpace | None = None) ->
         {str(n): float(v) for n, v in d["limits"].items()},
         {str(n): float(v) for n, v in d["soft_limits"].items()},
         limit_on=d["limit_on"],
+        level=float(d.get("level", 0.9)),  # earlier versions did not write it
     )
 
 

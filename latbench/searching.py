@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from latbench import plugins
 from latbench.cheap import COUNTS, SpaceValues, check_feasible, further_models, latency_models
@@ -65,8 +65,10 @@ def search(
     memory, "energy_mj@tx1": energy}``; what a model of latency knows besides, such as the ``interval_ms`` of a
     pipeline, may be asked for without. ``params`` and ``macs`` are known too. ``limits`` are hard, upper limits; those
     on what is predicted are checked against the upper end of the interval at ``level`` (``limit_on="value"``: against
-    the value). An architecture that a device does not support, or that breaks a hard limit on a value known without
-    evaluation, is never evaluated and costs no budget.
+    the value; ``"low"``: against the lower end, for those who measure afterwards, see
+    :func:`~latbench.keep_limits.keep_limit`; ``surrogate`` then weighs the chance). An architecture that a device does
+    not support, or that breaks a hard limit on a value known without evaluation, is never evaluated and costs no
+    budget.
 
     ``store`` keeps evaluations (by recipe, space and architecture) and the search's state; ``run`` is a folder that
     gets the result, and a store of its own where none is given. With either, the same call goes on after a crash or
@@ -163,8 +165,8 @@ def pose(
     """
     if isinstance(objectives, str) or not objectives:
         raise ConfigError(f"objectives must be a list of names that is not empty, got {objectives!r}")
-    if limit_on not in ("high", "value"):
-        raise ConfigError(f"limit_on is 'high' or 'value', not {limit_on!r}")
+    if limit_on not in get_args(LimitOn):
+        raise ConfigError(f"limit_on is one of {', '.join(get_args(LimitOn))}, not {limit_on!r}")
     parsed = [o for text in objectives for o in _each_device(Objective.parse(text), models)]
     hard, soft = (_limits(d, models, which) for d, which in ((limits, "limits"), (soft_limits, "soft_limits")))
     wanted = {o.name for o in parsed} | set(hard) | set(soft)
@@ -184,7 +186,7 @@ def pose(
             raise ConfigError(f"nothing gives the value {n!r}; known: {', '.join(known) or 'none'}{hint}")
     if len({o.name for o in parsed}) < len(parsed):
         raise ConfigError(f"an objective is given twice: {', '.join(map(str, parsed))}")
-    return Problem(space, tuple(parsed), hard, soft, values, limit_on)
+    return Problem(space, tuple(parsed), hard, soft, values, limit_on, level)
 
 
 def make_searcher(name: str | type[Searcher], problem: Problem, seed: int, options: Mapping[str, Any]) -> Searcher:

@@ -5,12 +5,13 @@ What only an evaluation tells (the error) is believed by a Gaussian process over
 gives for nothing (latency from a predictor, parameters, MACs) is used exactly. Each proposal has the largest expected
 hypervolume improvement among architectures that keep the limits; those of one batch take the ones before them for
 known at their expected values (kriging believer: Ginsbourger, Le Riche and Carraro 2010), and so do those whose answers
-are still out. Limits on values that only an evaluation gives count with the probability that they are kept.
+are still out. Limits on values that only an evaluation gives count with the probability that they are kept, and so do
+those on predicted values where the problem's ``limit_on`` is ``"low"`` (Gardner et al. 2014, eq. 3).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -223,6 +224,14 @@ class _Known:
         groups = self.problem.space.features(archs)
         return [scale(groups[i]) for i, scale in self._scales]
 
+    def chance(self, values: Mapping[str, Floats]) -> Floats | float:
+        """How likely limits on what is predicted are kept, where those are searched that only may keep them."""
+        return self.problem.chance(values) if self.problem.limit_on == "low" else 1.0
+
+    def likely(self, c: Candidate) -> bool:
+        """Whether others must be better than it: it keeps its limits more likely than not."""
+        return bool(self.chance({n: np.asarray(v) for n, v in c.values.items()}) >= 0.5)
+
     def points(self, archs: Ints) -> _Points:
         """Architectures with their features and known values."""
         return _Points(archs, self.features(archs), self.problem.cheap(archs))
@@ -246,7 +255,7 @@ class _Choice:
         # Believed objectives first: see improvement.expected.
         self._objectives = sorted(known.problem.objectives, key=lambda o: o.name not in learnt)
         problem = replace(known.problem, objectives=tuple(self._objectives))
-        front = problem.matrix(problem.front(told))
+        front = problem.matrix(problem.front([c for c in told if known.likely(c)]))
         values = {n: np.concatenate([pool.values[n], points.values[n]]) for n in pool.values}
         mean = np.stack([
             (-1 if o.maximise else 1) * (self._beliefs[o.name].mean if o.name in learnt else values[o.name])
@@ -254,6 +263,7 @@ class _Choice:
         ], axis=1)  # fmt: skip
         low, high = self._box(problem, known, told)
         self._unit = high - low
+        self._chance = np.broadcast_to(known.chance(pool.values), self._n)
         self._mean, self._front = (mean - low) / self._unit, (front - low) / self._unit
         for i in range(self._n, len(mean)):
             self._believe(i)
@@ -261,6 +271,7 @@ class _Choice:
     def keep(self, rows: Ints) -> None:
         """Only these points are left to choose from."""
         self._archs, self._mean, self._n = self._archs[rows], self._mean[rows], len(rows)
+        self._chance = self._chance[rows]
         self._beliefs = {name: b.take(rows) for name, b in self._beliefs.items()}
         self._free = np.ones(self._n, bool)
 
@@ -284,6 +295,7 @@ class _Choice:
             if o.name in self._beliefs:
                 sd[:, j] = self._beliefs[o.name].sd[: self._n] / self._unit[j]
         out = expected(self._front, Beliefs(self._mean[: self._n], sd))
+        out *= self._chance
         for name, limit in self._limits.items():
             b = self._beliefs[name]
             out *= ndtr((limit - b.mean[: self._n]) / np.maximum(b.sd[: self._n], 1e-12))

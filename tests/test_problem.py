@@ -93,6 +93,24 @@ def test_a_limit_is_checked_against_the_upper_end_of_the_interval(space: SearchS
     by_value = pose(space, models, toy_evaluator(), ["error"], limit, {}, limit_on="value")
     assert by_high.cheap([arch])["violation"][0] == pytest.approx(1.1 / 1.05 - 1)
     assert by_value.cheap([arch])["violation"][0] == 0
+    tight = {"latency_ms": value * 0.95}
+    by_low = pose(space, models, toy_evaluator(), ["error"], tight, {}, limit_on="low")
+    assert by_low.cheap([arch])["violation"][0] == 0
+    by_value = pose(space, models, toy_evaluator(), ["error"], tight, {}, limit_on="value")
+    assert by_value.cheap([arch])["violation"][0] > 0
+
+
+def test_the_chance_that_a_limit_is_kept_is_that_of_the_predicted_interval() -> None:
+    values = {"latency_ms": np.full(3, 10.0), "latency_high_ms": np.array([12.0, 12.0, 10.0])}
+
+    def chance(limit: float, level: float) -> list[float]:
+        problem = Problem(ToySpace(2, 2), (Objective("error"),), {"latency_ms": limit}, level=level)
+        return np.asarray(problem.chance(values)).tolist()
+
+    assert chance(12.0, 0.9) == pytest.approx([0.95, 0.95, 1.0])
+    assert chance(12.0, 0.5) == pytest.approx([0.75, 0.75, 1.0])
+    assert chance(10.0, 0.9)[0] == pytest.approx(0.5)
+    assert Problem(ToySpace(2, 2), (Objective("error"),), {"macs": 3}).chance(values) == 1
 
 
 def test_soft_limits_leave_a_candidate_feasible(space: SearchSpace) -> None:

@@ -118,7 +118,7 @@ def test_infeasible_limits_are_an_error_before_anything_is_evaluated() -> None:
         ({"budget": 0}, "budget"),
         ({"budget": 2.5}, "budget"),
         ({"workers": 0}, "workers"),
-        ({"limit_on": "low"}, "limit_on"),
+        ({"limit_on": "middle"}, "limit_on is one of high, value, low"),
         ({"latency": {}}, "empty mapping"),
         ({"weights": ["much", 1]}, "moga: weights"),
     ],

@@ -47,6 +47,43 @@ def test_two_believed_objectives_and_one_alone_are_averaged_too() -> None:
     assert expected(one[0], Beliefs(one[1], one[2])) == pytest.approx(drawn, abs=0.003)
 
 
+class Guessed:
+    """Latency that is the sum of the choices and one, predicted to within a third at 90 %."""
+
+    names = ("latency_ms", "latency_low_ms", "latency_high_ms")
+
+    def __call__(self, archs: np.ndarray) -> dict[str, np.ndarray]:
+        value = archs.sum(axis=1) + 1.0
+        return dict(zip(self.names, (value, value / 1.33, value * 1.33), strict=True))
+
+
+def test_where_a_limit_may_be_kept_what_keeps_it_more_likely_is_asked_for_first() -> None:
+    space = ToySpace(5, 4)
+    problems = [Problem(space, (Objective("error"),), {"latency_ms": 8.0}, cheap_values=Guessed(), limit_on="low",
+                        level=level) for level in (0.9, 0.0001)]  # fmt: skip
+
+    def proposed(problem: Problem) -> float:
+        searcher = Surrogate(problem, seed=0, initial=8)
+        asked = searcher.ask(8)
+        # The more work the better: without the limit the largest would win.
+        searcher.tell([problem.candidate(a, {n: float(v[0]) for n, v in problem.cheap([a]).items()},
+                                         {"error": 1 - sum(a) / 20}) for a in asked])  # fmt: skip
+        return float(np.mean([sum(a) + 1 for a in searcher.ask(4)]))
+
+    # With the same ends and no level at all each of them would keep the limit about as likely as not.
+    sure, unsure = map(proposed, problems)
+    assert sure < 9 < unsure
+
+
+def test_what_hardly_keeps_its_limit_does_not_stop_the_search_for_better_that_does() -> None:
+    problem = Problem(ToySpace(5, 4), (Objective("error"),), {"latency_ms": 8.0}, cheap_values=Guessed(),
+                      limit_on="low")  # fmt: skip
+    known = Surrogate(problem)._known
+    kept, doubtful = ({"latency_ms": v, "latency_high_ms": v * 1.33, "error": 0.1} for v in (7.9, 8.1))
+    assert known.likely(Candidate((0,) * 5, kept))
+    assert not known.likely(Candidate((0,) * 5, doubtful))
+
+
 def test_the_gradient_of_the_likelihood_is_its_derivative() -> None:
     from latbench.searchers.gaussian import _loss
 
