@@ -19,6 +19,7 @@ from latbench.errors import ArchitectureError, SearchError
 from latbench.problem import AccuracyEvaluator, Candidate, Problem
 from latbench.searcher import Searcher
 from latbench.space import Arch
+from latbench.telling import silent
 
 if TYPE_CHECKING:
     from latbench.store import Store
@@ -61,7 +62,8 @@ class Driver:
         self.problem, self.searcher, self.accuracy, self.budget = problem, searcher, accuracy, budget
         self.store, self.identity, self.plan, self.resume = store, identity, dict(plan or {}), resume
         self.executor, self.workers = executor, workers
-        self.progress, self.report, self.max_failures = progress, report or (lambda _: None), max_failures
+        self.progress, self.report, self.max_failures = progress, report or silent, max_failures
+        searcher.report = self.report
         self.candidates: list[Candidate] = []
         self.warnings: list[str] = []
         #: Evaluations that the evaluator was asked for, those found in the store, and candidates that were resumed.
@@ -207,7 +209,8 @@ class Driver:
             self._trace.append(["advance", 1])
             self._save(force=True)
             if row := self.searcher.course[-1:]:
-                self.report(", ".join(f"{name} {value:.4g}" for name, value in row[0].items()))
+                told = ", ".join(f"{name} {value:.4g}" for name, value in row[0].items())
+                self.report(f"{self.searcher.name}: {told}")
 
     def _cheap(self, archs: Sequence[Arch]) -> dict[Arch, dict[str, float]]:
         columns = {n: c.tolist() for n, c in self.problem.cheap(archs).items()}

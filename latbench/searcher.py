@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from latbench.errors import ConfigError
 from latbench.problem import Candidate, Problem
 from latbench.space import Arch
+from latbench.telling import silent
 
 
 class Searcher(ABC):
@@ -45,6 +46,9 @@ class Searcher(ABC):
         #: What there is to tell of the searcher's own work, a row a piece: names → numbers, e.g. ``epoch``,
         #: ``entropy``, ``latency_ms``. The searcher appends; a search keeps it and puts it into its result.
         self.course: list[dict[str, float]] = []
+        #: Is told in a line what the searcher is at, where a piece of its own work takes long: see
+        #: :func:`latbench.telling.told`. A search sets it.
+        self.report: Callable[[str], None] = silent
 
     def advance(self) -> bool:
         """Do one piece of the work that the method does without being told anything; true if it did one.
