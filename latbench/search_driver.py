@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from latbench.answers import Answer, evaluate, why_failed
 from latbench.errors import ArchitectureError, SearchError
+from latbench.interruptions import Interruptions
 from latbench.problem import AccuracyEvaluator, Candidate, Problem
 from latbench.searcher import Searcher
 from latbench.space import Arch
@@ -96,16 +97,22 @@ class Driver:
         with ExitStack() as stack:
             pool = self.executor
             if pool is None and self.workers > 1:
-                pool = stack.enter_context(ThreadPoolExecutor(self.workers))
+                pool = ThreadPoolExecutor(self.workers)
+                # Not waited for: after a failure or Ctrl-C nobody wants the trainings that are still running.
+                stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             if pool is not None and self.workers > 1 and self.searcher.asynchronous:
                 self._as_they_come(pool)
             while self._done < self.budget:
                 archs = self._pending or self._ask(min(max(self.searcher.batch, 1), self.budget - self._done))
                 if not archs:
+                    if self._idle < MAX_IDLE:
+                        rest = f"{self._done} of {self.budget} evaluations"
+                        self.report(f"{self.searcher.name}: nothing is left to propose after {rest}")
                     break
                 rows = self._cheap(archs)
                 self._tell(self._here(archs, rows) if pool is None else self._on(pool, archs, rows))
         self._save(force=True)
+        self.warnings += self.searcher.doubts()
 
     @property
     def wall_s(self) -> float:
@@ -205,12 +212,17 @@ class Driver:
 
     def _advance(self) -> None:
         """Let the searcher do its own work, and keep the state after each piece of it."""
-        while self.searcher.advance():
-            self._trace.append(["advance", 1])
-            self._save(force=True)
-            if row := self.searcher.course[-1:]:
-                told = ", ".join(f"{name} {value:.4g}" for name, value in row[0].items())
-                self.report(f"{self.searcher.name}: {told}")
+        worked = False
+        with Interruptions(self.report if self.store is not None else None) as asked:
+            while self.searcher.advance():
+                worked = True
+                self._trace.append(["advance", 1])
+                self._save(force=True)
+                if row := self.searcher.course[-1:]:
+                    self.report(self.searcher.line(row[0]))
+                asked.stop()
+        for doubt in self.searcher.doubts() if worked else ():
+            self.report(doubt)
 
     def _cheap(self, archs: Sequence[Arch]) -> dict[Arch, dict[str, float]]:
         columns = {n: c.tolist() for n, c in self.problem.cheap(archs).items()}

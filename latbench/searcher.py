@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,17 @@ class Searcher(ABC):
     def tell(self, candidates: Sequence[Candidate]) -> None:
         """Learn from evaluated candidates."""
 
+    def line(self, row: Mapping[str, float]) -> str:
+        """How a search reports a row of the course."""
+        return f"{self.name}: {numbers(row)}"
+
+    def doubts(self) -> list[str]:
+        """Why what the searcher's own work led to may be worth little, in sentences; here nothing.
+
+        A search reports them when that work is done, and its result warns of them.
+        """
+        return []
+
     def picks(self, candidates: Sequence[Candidate]) -> dict[str, Candidate]:
         """The networks of a search that the method singles out in the end, by the name that it has for each; here none.
 
@@ -84,6 +95,11 @@ class Searcher(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state`. Raises :class:`~latbench.errors.SearchError` for one of another searcher."""
+
+
+def numbers(row: Mapping[str, float]) -> str:
+    """``loss 2.1, accuracy 0.35``."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items())
 
 
 def whole_option(searcher: str, option: str, value: Any, least: int) -> int:

@@ -10,7 +10,7 @@ problem, of as many devices as it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from latbench.errors import ConfigError
 from latbench.metric import LATENCY
 from latbench.problem import Candidate, Problem
-from latbench.searcher import Searcher, whole_option
+from latbench.searcher import Searcher, numbers, whole_option
 from latbench.space import Arch, SearchSpace
 
 from .dppnet_beliefs import Beliefs
@@ -62,6 +62,11 @@ class DppNet(Searcher):
     def advance(self) -> bool:
         """Once all cells of a length are told: train the surrogate, and choose among their extensions."""
         return not self._queue and not self._asked and self._grow()
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """``dppnet: 3 of 4 layers, extensions 90, …``."""
+        rest = numbers({name: value for name, value in row.items() if name != "length"})
+        return f"{self.name}: {row['length']:.0f} of {self.problem.space.positions} layers, {rest}"
 
     def ask(self, n: int) -> list[Arch]:
         """Up to ``n`` of the cells chosen for the present length, the most preferred first.

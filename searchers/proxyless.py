@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from latbench.errors import ConfigError, SearchError
+from latbench.image_data import Digits, ImageData
 from latbench.problem import Problem
 from latbench.searcher import whole_option
 from latbench.space import Arch, SearchSpace
@@ -44,8 +45,8 @@ class Proxyless(Relaxed):
     For ``warmup`` epochs only weights learn, from uniformly chosen paths; in the following ``epochs`` α takes a step of
     Adam every ``alpha_every`` batches. ``lr`` and ``warmup_lr`` are the weights' learning rates, each falling along a
     cosine. ``alpha_lr`` is by default the paper's for the data: 1e-3 on folders of images (ImageNet); on CIFAR 6e-3,
-    1e-2 for REINFORCE; on the digits, which give α a hundredth of the steps, ten times that. ``data`` is what
-    :func:`~latbench.image_data.load_images` takes.
+    1e-2 for REINFORCE; on the digits, which give α a hundredth of the steps, ten times that. ``data`` are
+    images or what :func:`~latbench.image_data.load_images` takes; a search gives those that its accuracy is of.
 
     ``train_on`` is a device of torch's, by ``auto`` a GPU where there is one. With one thread on the CPU a search
     repeats bit for bit.
@@ -61,7 +62,7 @@ class Proxyless(Relaxed):
         problem: Problem,
         *,
         seed: int = 0,
-        data: str = "digits",
+        data: str | ImageData = "digits",
         mode: Mode = "recompute",
         loss: LossName = "mul-log",
         loss_weight: float | None = None,
@@ -97,14 +98,20 @@ class Proxyless(Relaxed):
             threads=threads,
         )  # fmt: skip
         self.lr, self.warmup_lr, self.reward_exponent = float(lr), float(warmup_lr), float(reward_exponent)
-        self.alpha_lr = _alpha_lr(data, mode) if alpha_lr is None else float(alpha_lr)
+        self.alpha_lr = _alpha_lr(self.data, mode) if alpha_lr is None else float(alpha_lr)
         from latbench.latency_loss import LatencyLoss
 
         self.train_on = train_on
         # The digits' short trainings go without.
-        self._augment = data != "digits"
+        self._augment = not isinstance(self.data, Digits)
         self.loss = LatencyLoss(loss, self.costs.target, loss_weight, loss_exponent)
         self._baseline: float | None = None
+
+        self.schedule = f"warmup={warmup}, epochs={epochs}, warmup_lr={warmup_lr:g}, lr={lr:g} now"
+
+    def stage(self, epoch: int) -> str:
+        """``warm-up`` while α is frozen."""
+        return "warm-up" if epoch <= self.warmup else ""
 
     # -- what training needs ------------------------------------------------------------------------------------
 
@@ -157,7 +164,7 @@ class Proxyless(Relaxed):
         held_out = self._held_out(generator)
         losses = []
         batches = self._halves.batches("weights", self.batch_size, self.shape, generator, self._augment)
-        for step, (x, y) in enumerate(batches):
+        for step, (x, y) in enumerate(self.told(batches, steps)):
             losses.append(self._weight_step(x, y, rng, step / steps))
             if self.epoch >= self.warmup and (step + 1) % every == 0:
                 number = self.epoch * steps + step
@@ -315,6 +322,6 @@ def _among(p: Floats, pair: Sequence[int]) -> Floats:
     return out
 
 
-def _alpha_lr(data: str, mode: Mode) -> float:
+def _alpha_lr(data: ImageData, mode: Mode) -> float:
     cifar = 1e-2 if mode == "reinforce" else 6e-3
-    return {"images": 1e-3, "digits": 10 * cifar}.get(data.partition(":")[0], cifar)
+    return {"images": 1e-3, "digits": 10 * cifar}.get(data.name.split()[0], cifar)
