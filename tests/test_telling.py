@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from latbench.telling import told
+from latbench.telling import Pace, told
 
 
 def test_long_work_is_told_every_ten_seconds_with_the_time_that_is_left() -> None:
@@ -31,3 +31,10 @@ def test_work_that_is_over_soon_tells_nothing_and_its_last_item_no_line() -> Non
     assert list(told(range(5), "w", lines.append, total=5, clock=count(0, 1).__next__)) == list(range(5))
     assert list(told(range(1), "w", lines.append, total=1, clock=count(0, 99).__next__)) == [0]
     assert lines == []
+
+
+def test_the_time_left_is_by_the_pace_since_the_first_answer_of_this_sitting() -> None:
+    pace = Pace(count(100, 5).__next__)
+    assert pace.left_s(40, 100) is None  # 39 of them were there before
+    assert pace.left_s(41, 100) == 5 * 59
+    assert pace.left_s(42, 100) == 5 * 58
