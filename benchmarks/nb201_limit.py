@@ -14,6 +14,7 @@ from 1000; neither is reported.
 
 from __future__ import annotations
 
+import sys
 from statistics import NormalDist
 from typing import Any
 
@@ -49,8 +50,8 @@ class PredictedLatency:
         return {n: c[rows] for n, c in self.columns.items()}
 
 
-def main() -> None:
-    """Fit, search, measure, print."""
+def main() -> int:
+    """Fit, search, measure, print; 1 where a target is missed."""
     p = parser(__doc__)
     p.add_argument("--predictor", help="a predictor of latbench instead of the benchmark's own, e.g. network")
     p.add_argument("--searcher", default="surrogate")
@@ -100,6 +101,7 @@ def main() -> None:
     figures = {"broken_before": broken, "broken_after": failed, "extra": extras, "regret_points": mean,
                "regrets": regrets, "met": met}  # fmt: skip
     finish(args, "nb201_limit", figures, predictor=args.predictor or "own", budget=args.budget)
+    return 0 if all(met.values()) else 1
 
 
 def predicted(tabular: Tabular, device: str, args: Any) -> PredictedLatency:
@@ -137,4 +139,4 @@ def own_counts() -> list[Floats]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

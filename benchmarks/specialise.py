@@ -33,6 +33,7 @@ from latbench.device import Device
 from latbench.evidence import Evidence
 from latbench.plan import Plan
 from latbench.predictor import Predictor
+from latbench.protocol import Protocol
 from latbench.searching import pose
 from latbench.setting import Setting
 from latbench.space import Arch, SearchSpace
@@ -114,19 +115,27 @@ def emulated(folder: Path, stack: ExitStack) -> Path:
 
 
 def exact(device: Device) -> bool:
-    """Whether its numbers do not scatter, so that a few networks tell all."""
-    return device.setting.simulated or device.setting.clock == "instruction-count"
+    """Whether its numbers hardly scatter, so that few networks and Visits tell all."""
+    return device.setting.clock in ("simulated", "instruction-count")
+
+
+def visits(device: Device, at_least: int | None = None) -> Protocol:
+    """The device's protocol: two Visits of each subject where it is exact, elsewhere as many as are asked for."""
+    if exact(device):
+        return device.profile.protocol.model_copy(update={"min_visits": 2, "max_visits": 2})
+    more = {} if at_least is None else {"min_visits": at_least, "max_visits": at_least + 8}
+    return device.profile.protocol.model_copy(update=more)
 
 
 def learn(name: str, profile: str | Path, space: SearchSpace, store: Path, seed: int) -> Predictor:
     """The device's table of the space's blocks, calibrated on a few networks."""
     with lb.load_device(profile) as device:
-        networks = 4 if exact(device) else 12
-        plan = Plan.for_space(space, units=device.units, calibration=networks, validation=networks, seed=seed)
+        calibration, held_out = (6, 2) if exact(device) else (12, 12)
+        plan = Plan.for_space(space, units=device.units, calibration=calibration, validation=held_out, seed=seed)
         with Store.open(store) as opened:
-            known = opened.campaigns(plan=plan.hash(device.setting, device.profile.protocol), state="finished")
+            known = opened.campaigns(plan=plan.hash(device.setting, visits(device)), state="finished")
         if not known:
-            result = campaign(device, plan, store, space)
+            result = campaign(device, plan, store, space, visits(device))
             print(f"{name}: {result.visits} Visits in {result.wall_s:.0f} s")
         model = lb.fit("table", store=store, device=name, space=space)
     v = model.card.validation
@@ -156,9 +165,7 @@ def measured(
     nets = {n: space.network(a) for n, a in winners.items()}
     with lb.load_device(profile) as device:
         setting: Setting = device.setting
-        protocol = device.profile.protocol
-        if not exact(device):
-            protocol = protocol.model_copy(update={"min_visits": 24, "max_visits": 32})
+        protocol = visits(device, at_least=24)
         done = campaign(device, Plan.of(nets.values(), networks="found", seed=seed), store, space, protocol)
     with Store.open(store) as opened:
         found = Evidence.from_store(opened, setting, [done.id]).measurements(protocol.statistic)
