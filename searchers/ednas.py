@@ -52,9 +52,10 @@ class Ednas(Relaxed):
     ``counted="merged"`` weighs the expected cost of merged kernels, ``"sum"`` the paper's ``Σ pᵢ LAT(opᵢ)``; the course
     has both, ``latency_ms`` and ``latency_sum_ms``.
 
-    Then the most probable architecture that keeps all hard limits is trained on for ``tune`` epochs, both meta-kernels
-    in parallel, and merged (eq. 5): with a folder it is in ``deployed.onnx`` with its weights. It is proposed first,
-    the next most probable ones after it, each deployed network once. ``train_on`` is ``auto``, ``cpu`` or ``cuda``.
+    Then the architecture that :func:`~latbench.searchers.deriving.derive` gives, which keeps all hard limits, is
+    trained on for ``tune`` epochs, both meta-kernels in parallel, and merged (eq. 5): with a folder it is in
+    ``deployed.onnx`` with its weights. It is proposed first, the next ones after it, each deployed network once.
+    ``train_on`` is ``auto``, ``cpu`` or ``cuda``.
 
     Raises :class:`ConfigError` for another space, data of another number of classes, or an option out of range;
     :class:`~latbench.errors.InfeasibleError` where no network that keeps the limits is found, and

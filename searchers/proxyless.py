@@ -18,8 +18,9 @@ from latbench.errors import ConfigError, SearchError
 from latbench.image_data import Digits, ImageData
 from latbench.problem import Problem
 from latbench.searcher import whole_option
-from latbench.space import Arch, SearchSpace
+from latbench.space import Arch
 
+from .mixing import check_mixes
 from .relaxed import Floats, Relaxed, cosine, judged
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ class Proxyless(Relaxed):
     """ProxylessNAS.
 
     ``mode`` says how α learns: ``recompute``, every choice's gate gets its gradient (appendix D); ``two-path``, those
-    of a sampled pair (section 3.2.1); ``reinforce``, ``paths`` sampled networks a step, reward accuracy · (target /
-    cost)^``reward_exponent``. ``loss`` weighs the expected cost in the gradient modes, ``loss_weight`` and
-    ``loss_exponent`` are its constants (:class:`~latbench.latency_loss.LatencyLoss`). ``cost`` names what is weighed
-    against accuracy (by default the predicted objectives), ``target`` what it aims at (by default the limit on it).
+    of a sampled pair (section 3.2.1), see :meth:`_gradients`; ``reinforce``, ``paths`` sampled networks a step, reward
+    accuracy · (target / cost)^``reward_exponent``. ``loss`` weighs the expected cost in the gradient modes,
+    ``loss_weight`` and ``loss_exponent`` are its constants (:class:`~latbench.latency_loss.LatencyLoss`). ``cost``
+    names what is weighed against accuracy (by default the predicted objectives), ``target`` what it aims at (by default
+    the limit on it).
 
     For ``warmup`` epochs only weights learn, from uniformly chosen paths; in the following ``epochs`` α takes a step of
     Adam every ``alpha_every`` batches. ``lr`` and ``warmup_lr`` are the weights' learning rates, each falling along a
@@ -51,7 +53,8 @@ class Proxyless(Relaxed):
     ``train_on`` is a device of torch's, by ``auto`` a GPU where there is one. With one thread on the CPU a search
     repeats bit for bit.
 
-    The most probable network that keeps the limits is proposed first, then the next ones; the evaluator trains them.
+    The most probable network is proposed first, then the next ones that keep the limits, by
+    :func:`~latbench.searchers.deriving.derive`; the evaluator trains them.
     Raises :class:`~latbench.errors.ConfigError` for a space whose choices cannot stand in for each other.
     """
 
@@ -221,7 +224,11 @@ class Proxyless(Relaxed):
     ) -> list[Floats]:
         """∂loss/∂α for one batch: eq. 4 of the gates' gradients and of the expected cost's own (eq. 5 and 6).
 
-        ``probs`` are those of the choices between which α decides now; 0 for others.
+        ``probs`` are those of the choices between which α decides now; 0 for others. In two-path mode these are pairs
+        (i, j) whose probabilities q sum to one, as if there were no other choices (section 3.2.1), for the cost as for
+        the gates, as in the released code: cost F then gives ``∂E/∂α_i = q_i q_j (F_i − F_j)``. That is the gradient
+        among the networks of the sampled pairs, not an unbiased estimate of eq. 6: averaged over pairs, each counts
+        P(i, j) / (p_i + p_j)² times what it does there, once for two choices, and for none against its sign.
         """
         from latbench.with_torch import F, torch
 
@@ -278,41 +285,6 @@ class Proxyless(Relaxed):
     def _held_out(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
             yield from self._halves.batches("architecture", self.batch_size, self.shape, generator)
-
-
-def check_mixes(searcher: str, space: SearchSpace) -> None:
-    """Raise :class:`ConfigError` unless the choices of every position can stand in for each other.
-
-    Then they take and give the same shapes at the same places, whatever the other positions are.
-    """
-    blocks: dict[tuple[int, int], dict[str, set[Any]]] = {}
-    for arch in space.covering_archs():
-        for i, c in enumerate(arch):
-            blocks.setdefault((i, c), {})
-        for b in space.network(arch).blocks:
-            if b.name.startswith("positions."):
-                i = int(b.name.split(".")[1])
-                blocks[i, arch[i]].setdefault(b.name, set()).add((b.op.inputs, b.op.outputs))
-    why = ""
-    for i, n in enumerate(space.num_choices):
-        found = [blocks.get((i, c), {}) for c in range(n)]
-        wired = [f for f in found if f]
-        if not wired:
-            why = f"position {i} has no block of its own"
-        elif any(f.keys() != wired[0].keys() for f in wired):
-            why = f"choices of position {i} are wired differently"
-        else:
-            for name in wired[0]:
-                shapes = set.union(*(f[name] for f in wired))
-                if len(shapes) > 1:
-                    why = f"choices of position {i} take or give different shapes"
-                elif len(wired) < n and any(takes[:1] != gives for takes, gives in shapes):
-                    why = f"a choice of position {i} has no block, and the others change the shape"
-        if why:
-            raise ConfigError(
-                f"{searcher}: {space.name} cannot be searched by mixing choices: {why}; spaces that can: proxyless, "
-                "proxyless-cifar, mobilenetv3, nasbench201"
-            )
 
 
 def _among(p: Floats, pair: Sequence[int]) -> Floats:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,10 @@ class Relaxed(Searcher):
     as training lasts.
     """
 
+    pick_words: ClassVar = {
+        "derived": "the most probable network that keeps the limits, which the method ends with; those beside it were "
+        "evaluated as the next most probable"
+    }
     #: The options that say how long and how fast it trains, and what they are now.
     schedule: str = ""
 
@@ -177,7 +181,7 @@ class Relaxed(Searcher):
         ]
 
     def ask(self, n: int) -> list[Arch]:
-        """Up to ``n`` architectures by falling probability that keep the limits; the first one is the derived one."""
+        """Up to ``n`` architectures that keep the limits, see :func:`derive`; the first one is the derived one."""
         p = self.probabilities()
         with np.errstate(divide="ignore"):
             scores = [np.log(q) for q in p]

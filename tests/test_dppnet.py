@@ -290,3 +290,11 @@ def test_lost_weights_are_named(tmp_path: Path) -> None:
         file.write_bytes(b"damaged")
     with pytest.raises(FileFormatError, match=r"surrogate-2\.pt: damaged"):
         search(54, run=tmp_path / "r")
+
+
+def test_the_surrogate_learns_at_the_papers_rate() -> None:
+    model = AccuracyModel(5, seed=0)
+    before = model.out.bias.detach().clone()
+    model.learn(np.array([[0, 3], [1, 4]]), [0.1, 0.2], steps=1)
+    # Adam's first step is its rate, whatever the gradient: here towards less than what the bias of 2 says.
+    assert (before - model.out.bias).item() == pytest.approx(0.008, rel=1e-3)
