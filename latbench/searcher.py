@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from latbench.errors import ConfigError
 from latbench.problem import Candidate, Problem
@@ -40,6 +40,8 @@ class Searcher(ABC):
     #: True if it gains from being told each answer at once, while others are out. A search with several workers then
     #: does so: what it proposes next depends on which answer came first.
     asynchronous: bool = False
+    #: What each network of :meth:`picks` is, in words: its name (what comes before an ``@``) → a sentence's part.
+    pick_words: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, problem: Problem, *, seed: int = 0, **options: Any) -> None:
         self.problem, self.seed, self.options = problem, seed, options

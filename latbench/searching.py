@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,8 @@ def search(
         "workers": workers,
         "evaluations": {"paid": driver.paid, "from_store": driver.reused, "resumed": driver.resumed},
         "picks": {name: c.number for name, c in searcher.picks(driver.candidates).items()},
+        "pick_words": dict(searcher.pick_words),
+        "noise_floors": {suffix: floor for suffix, m in of_latency.items() if (floor := _noise_floor(m)) is not None},
         "started": started,
         "wall_s": driver.wall_s,
     }
@@ -260,6 +263,12 @@ def _model_facts(model: Predictor) -> dict[str, Any]:
         "setting_hash": model.setting.hash,
         "statistic": model.card.statistic,
     }
+
+
+def _noise_floor(model: Predictor) -> float | None:
+    """RMSPE between two measurements of the networks that a model was validated on, where they were measured twice."""
+    floor = (model.card.validation or {}).get("noise_floor")
+    return float(floor) if floor is not None and isfinite(floor) and not model.setting.simulated else None
 
 
 def _plain(option: str, value: Any) -> Any:

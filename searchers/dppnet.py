@@ -11,7 +11,7 @@ problem, of as many devices as it has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,11 @@ class DppNet(Searcher):
     """
 
     name = "dppnet"
+    pick_words: ClassVar = {
+        "pnas": "the least error, whatever it costs",
+        "device": "the best compromise between error and the device's latency",
+        "panacea": "the network whose worst objective is the least bad",
+    }
 
     def __init__(
         self, problem: Problem, *, seed: int = 0, cells: int = 128, steps: int = 200, max_tries: int = 20_000

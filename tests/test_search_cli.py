@@ -88,7 +88,7 @@ def test_each_searcher_ends_in_a_measured_network_and_a_page(
     out, err = capsys.readouterr()
     found = SearchResult.load(searcher)
     assert sum(c.evaluated for c in found.candidates) == budget
-    assert all(f"{name}: " in out for name in found.picks)
+    assert all(f"{text}: " in out and text.endswith(")") for text in found.pick_texts.values())
     assert f"{searcher}: up to {budget} architectures, judged by digits-1 epochs=1" in err
     call("validate", searcher, "--top", "1", *QUICK)
     out, _ = capsys.readouterr()

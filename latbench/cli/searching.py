@@ -164,7 +164,7 @@ def validate(
         )  # fmt: skip
     found.save(result)
     print_validated(validated, level_of(found))
-    for text in found.kept_limits():
+    for text in (*found.kept_limits(), *found.ties()):
         say(text)
     say(f"saved {result}", "bold")
 
@@ -206,7 +206,10 @@ def print_front(result: SearchResult) -> None:
     title = f"{len(front)} network{'s' * (len(front) != 1)} that none of {len(result.candidates)} beats"
     table(("architecture", *columns), rows, title=title, numbers=columns)
     for name, c in result.picks.items():
-        say(f"{name}: {arch_text(c.arch)}, " + ", ".join(f"{n} {_value(n, c.values.get(n))}" for n in columns))
+        told = ", ".join(f"{n} {_value(n, c.values.get(n))}" for n in columns)
+        say(f"{result.pick_texts[name]}: {arch_text(c.arch)}, {told}")
+    for text in result.ties():
+        say(text)
     for text in result.warnings:
         warn(text)
 
