@@ -84,6 +84,10 @@ def test_every_paper_has_a_recipe_for_every_kind_of_data() -> None:
         for searcher in ("dppnet", "moga", "random"):
             assert of_paper(data, searcher, known=True).source
     assert of_paper("images:x", "proxyless").recipe.epochs == 300
+    assert of_paper("cifar10:x", "proxyless").recipe.epochs == 600
+    # What no source states is said to be ours.
+    assert "are ours" in of_paper("cifar10:x", "proxyless").source
+    assert "we have not read" in of_paper("images:x", "moga").source
     with pytest.raises(ConfigError, match="no recipe 'moga' for cifar; there are plain"):
         of_paper("cifar10:x", "moga")
     with pytest.raises(ConfigError, match="no recipe for data"):
