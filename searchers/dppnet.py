@@ -28,7 +28,8 @@ from .sampling import Unseen, as_archs, check_state
 class DppNet(Searcher):
     """Progressive search with a recurrent surrogate.
 
-    ``cells`` is the paper's K: as many of each length are trained, or all there are. Where budget is left at the full
+    ``cells`` is the paper's K: as many of each length are trained, or all there are; cells that are the same network
+    are trained once. Where budget is left at the full
     length, rounds of as many follow among the extensions that were not trained, with a surrogate that has learnt from
     those before. ``steps`` is how long the surrogate is trained at each length, ``max_tries`` bounds the search for a
     network within the limits where growing found none.
@@ -60,6 +61,7 @@ class DppNet(Searcher):
         self.length = 0
         self._level: list[Arch] = []
         self._parents: list[Arch] = []
+        self._networks: dict[Arch, str] = {}
         self._beliefs = Beliefs(problem, seed, self.steps)
 
     # -- the contract -------------------------------------------------------------------------------------------
@@ -164,8 +166,8 @@ class DppNet(Searcher):
             new = [a for a in cells if a not in taken]
             violation = self.problem.cheap(new)["violation"].tolist() if new else []
             kept = [a for a, v in zip(new, violation, strict=True) if v == 0]
-            self._queue = self._best(kept)
-            self._level = [*self._queue, *(a for a in cells if a in taken)]
+            self._queue, trained = self._best(kept)
+            self._level = [*self._queue, *trained, *(a for a in cells if a in taken)]
             if self._queue:
                 found = {"extensions": len(cells), "within_limits": len(kept), "trained_next": len(self._queue)}
                 self.course.append({"length": self.length, **found, **errors})
@@ -191,12 +193,29 @@ class DppNet(Searcher):
         absent = self.problem.space.absent(position)
         return [c for c in range(self.problem.space.num_choices[position]) if c != absent]
 
-    def _best(self, cells: list[Arch]) -> list[Arch]:
-        """The K best by Pareto rank, then soft limits, then room along the front; without a surrogate K at random."""
+    def _best(self, cells: list[Arch]) -> tuple[list[Arch], list[Arch]]:
+        """The K best by Pareto rank, then soft limits, then room along the front; without a surrogate K at random.
+
+        Beside them those that are as good and need no training, since their networks are those of cells that were: a
+        third layer that does nothing makes a cell of three layers the same network as one of two.
+        """
         order = self._beliefs.order(cells)
-        chosen = [cells[i] for i in (self._rng.permutation(len(cells)) if order is None else order)[: self.cells]]
+        known = {self._network(a) for a in (*self._told, *self._asked)}
+        chosen, trained = list[Arch](), list[Arch]()
+        for i in self._rng.permutation(len(cells)) if order is None else order:
+            if len(chosen) == self.cells:
+                break
+            network = self._network(cells[i])
+            (trained if network in known else chosen).append(cells[i])
+            known.add(network)
         self._beliefs.remember(chosen)
-        return chosen
+        return chosen, trained
+
+    def _network(self, arch: Arch) -> str:
+        """What tells networks apart that compute different things."""
+        if arch not in self._networks:
+            self._networks[arch] = self.problem.space.network(arch).key
+        return self._networks[arch]
 
 
 #: So many first cells at most are looked at, drawn at random where there are more.
