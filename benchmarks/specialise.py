@@ -131,7 +131,7 @@ def learn(name: str, profile: str | Path, space: SearchSpace, store: Path, seed:
     """The device's table of the space's blocks, calibrated on a few networks."""
     with lb.load_device(profile) as device:
         calibration, held_out = (6, 2) if exact(device) else (12, 12)
-        plan = Plan.for_space(space, units=device.units, calibration=calibration, validation=held_out, seed=seed)
+        plan = Plan.for_space(space, calibration=calibration, validation=held_out, seed=seed)
         with Store.open(store) as opened:
             known = opened.campaigns(plan=plan.hash(device.setting, visits(device)), state="finished")
         if not known:
