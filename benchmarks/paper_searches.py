@@ -142,6 +142,7 @@ def search_path(study: Study) -> list[Picture]:
     for device in study.devices:
         space, limits = _limits(study, device)
         r = _search("rcas", study, device, space, study.seed, objectives=["error"], limits=limits)
+        _look_at_end(study, r, f"the search on {device}")
         rules = ["uniform", "params", "macs", "latency_ms"]
         paths = {rule: _path(r, i, study, device, space) for i, rule in enumerate(rules)}
         why = (
@@ -170,6 +171,7 @@ def block_diversity(study: Study) -> list[Picture]:
                 SomeTypes, study, device, space, study.seed, objectives=["error"], limits=limits, types=types,
                 gains=["latency_ms"],
             )  # fmt: skip
+            _look_at_end(study, r, f"{name} on {device}")
             paths[name] = _path(r, 0, study, device, space)
         why = f"Gain per millisecond, within {TIMES_START:g} times the latency of the first network."
         rows = [_end(name, path) for name, path in paths.items()]
@@ -177,6 +179,13 @@ def block_diversity(study: Study) -> list[Picture]:
         title = f"Block diversity on {device} (RCAS, fig. 3)"
         pictures.append(Picture(title, why, [_path_chart(paths, device)], columns, rows, {"paths": paths}))
     return pictures
+
+
+def _look_at_end(study: Study, r: SearchResult, name: str) -> None:
+    """Warn where the budget ended a search: its paths are cut short, and say nothing against it."""
+    budget = study.budget or BUDGETS["rcas"]
+    if sum(r.provenance["evaluations"].values()) >= budget:
+        study.warnings.append(f"{name} spent its {budget} evaluations while blocks still fitted; give more: --budget")
 
 
 def _limits(study: Study, device: str) -> tuple[SearchSpace, dict[str, float]]:

@@ -161,6 +161,10 @@ def test_paths_of_rcas_grow_within_the_limit_by_the_blocks_that_are_allowed(
     (picture,) = searches.block_diversity(s)
     ends = [path[-1][1] for path in picture.numbers["paths"].values()]
     assert ends[0] >= ends[1] >= ends[2]
+    assert [w for w in s.warnings if "evaluations" in w] == []
+    s.budget = 20
+    searches.block_diversity(s)
+    assert "all six types on titan-x-pascal spent its 20 evaluations while blocks still fitted" in s.warnings[-1]
 
 
 def test_the_command_writes_a_page_and_figures(tmp_path: Path) -> None:
