@@ -92,6 +92,8 @@ class Driver:
         """
         if self.store is not None:
             self._restore(self.store)
+        judge = self.accuracy.recipe if self.accuracy is not None else "what the models say"
+        self.report(f"{self.searcher.name}: up to {self.budget} architectures, judged by {judge}")
         if self.accuracy is not None and self._done < self.budget:
             self.accuracy.prepare(self.problem.space, self.report)
         with ExitStack() as stack:

@@ -124,7 +124,8 @@ class SupernetTraining:
         """What is left to train, in a line."""
         paths, left = max(self.supernet.space.num_choices), self.recipe.epochs - self.epoch
         return (
-            f"supernet: {left} epochs to train, {self._batches} batches of {self.recipe.batch_size} images in each, "
+            f"supernet: {left} of {self.recipe.epochs} epochs to train, {self._batches} batches of "
+            f"{self.recipe.batch_size} images in each, "
             f"every batch by {paths} paths" + ("; kept after each epoch" if self.file else "")
         )
 

@@ -123,7 +123,9 @@ def test_an_evaluator_prepares_once_for_all_searches_of_one_store(tmp_path: Path
     search("moga", store=tmp_path / "s.db", accuracy=second)
     search("random", run=tmp_path / "r", accuracy=elsewhere)
     assert [e.prepared for e in (first, second, elsewhere)] == [1, 0, 1]
-    assert told == ["trained what all evaluations share"]
+    assert told == [
+        f"random: up to 4 architectures, judged by {first.recipe}", "trained what all evaluations share"
+    ]  # fmt: skip
     assert first.folder == second.folder != elsewhere.folder
 
 

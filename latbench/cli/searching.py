@@ -104,7 +104,6 @@ def search(
     asked = [*(o.lstrip("-") for o in objective or ()), *_numbers(limit, "--limit"), *_numbers(soft_limit, "")]
     further = _further(asked, device, models, s, latency, judge)
     folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
-    note(f"{searcher}: up to {budget} architectures, judged by {judge.recipe if judge else 'what the models say'}")
     with kept_when_stopped("every evaluation so far", threads=True), bar(searcher) as b:
         pace = Pace()
 
