@@ -187,6 +187,8 @@ def _of_predictor_speed(d: Mapping[str, Any]) -> Iterator[Row]:
 
 def _of_nb201_search(d: Mapping[str, Any]) -> Iterator[Row]:
     share = {n: list(v.values()) for n, v in d["imagenet16_120"]["share"].items()}
+    if "surrogate" not in share:
+        return
     pymoo = share.get("NSGA-II (pymoo)")
     beside = f"NSGA-II (pymoo) {' / '.join(f'{x:.3f}' for x in pymoo)}, " if pymoo else ""
     name = f"surrogate: share of the true hypervolume after 50 / 100 / 200 evaluations, {d['seeds']} seeds"
@@ -216,6 +218,38 @@ def _of_supernet_memory(d: Mapping[str, Any]) -> Iterator[Row]:
     worst = max(ratio[n] for n in ("weight step", "recompute", "reinforce"))
     others = ", ".join(f"{n} {r:.2f}" for n, r in ratio.items() if n not in ("weight step", "recompute", "reinforce"))
     yield f"proxyless at 224, {batch}: activations beside the largest path's", f"× {worst:.2f}", others, "≤ × 1.2"
+
+
+def _of_fairness(d: Mapping[str, Any]) -> Iterator[Row]:
+    told = {n: f"{f['tau']:.2f}" for n, f in d["Kendall's tau"].items()}
+    beside = f"uniform sampling {told['uniform sampling']}, one stand-alone training {told['one stand-alone training']}"
+    spread = d["strict"]["count_spread"]
+    yield (
+        "supernet, strict fairness: most − least trained choice",
+        f"{spread:.0f}",
+        "uniform sampling " + (f"{d['uniform']['count_spread']:.0f}"),
+        "0",
+    )
+    yield "the same: Kendall's τ with stand-alone trainings on the digits", told["strict fairness"], beside, "–"
+
+
+def _of_lazy(d: Mapping[str, Any]) -> Iterator[Row]:
+    runs = [r for oracle in d["oracles"] for r in oracle.values()]
+    lazy, eager = (sum(r[n] for r in runs) for n in ("lazy", "eager"))
+    same = f"{sum(r['same'] for r in runs):.0f} of {len(runs)}"
+    beside = f"{share(1 - lazy / eager)} of the evaluations saved"
+    if digits := d.get("digits"):
+        beside += f", on the digits {share(1 - digits['lazy'] / digits['eager'])}"
+    yield "rcas, lazy: searches that pick what eager greedy picks", same, beside, "all"
+
+
+def _of_gpu_throughput(d: Mapping[str, Any]) -> Iterator[Row]:
+    rows = {n: f for n, f in d.items() if isinstance(f, Mapping)}
+    for name, f in rows.items():
+        if not name.startswith("plain"):
+            plain = rows[f"plain training, {name.rpartition(', ')[2]}"]["images_per_s"]
+            beside = f"plain training {plain:,.0f}, batch {d['batch_size']}, {d['hardware']}"
+            yield f"{name}: images a second at 32 × 32", f"{f['images_per_s']:,.0f}", beside, "–"
 
 
 def _of_specialise(d: Mapping[str, Any]) -> Iterator[Row]:
@@ -255,5 +289,8 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "nb201_limit": _of_nb201_limit,
     "moga_speed": _of_moga_speed,
     "supernet_memory": _of_supernet_memory,
+    "fairness": _of_fairness,
+    "lazy": _of_lazy,
     "specialise": _of_specialise,
+    "gpu_throughput": _of_gpu_throughput,
 }

@@ -79,6 +79,8 @@ def main() -> None:
         raise SystemExit(f"{args.name}: {e}") from e
     for text in study.warnings:
         print(f"warning: {text}")
+    if not pictures:
+        raise SystemExit(f"{args.name}: nothing to draw of {', '.join(study.devices)}")
     for picture in pictures:
         table(picture.title, picture.columns, picture.rows)
     if args.html:
@@ -101,7 +103,7 @@ def _body(title: str, pictures: list[Picture], warnings: list[str], draw: Draw) 
                     f"<h2>{escape(x.title)}</h2>",
                     f'<p class="why">{escape(x.why)}</p>',
                     *charts,
-                    f'<div class="scroll">{rows}</div>' if x.rows else "",
+                    f'<div class="scroll" style="margin-top:16px">{rows}</div>' if x.rows else "",
                 ]
             )
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,17 @@ def dense_cells(study: Study) -> list[Picture]:
     published = {n: a.choices for n, a in ARCHITECTURES.items() if a.space == {"name": "densecell"}}
     known = {n: archs.index(a) for n, a in published.items() if a in archs}
     latency = {d: study.latency(d, space, archs) for d in study.devices}
+    for d in [d for d, ms in latency.items() if not np.isfinite(ms).any()]:
+        study.warnings.append(f"{d} takes none of the cells")
+        del latency[d]
+    if not latency:
+        return []
     last = [next((c for i, c in reversed(list(enumerate(a))) if i % 2 and c < len(CONVS)), 0) for a in archs]
     charts = [_cells_chart(f"on {d}, ms", macs / 1e6, ms, archs, last, space, known) for d, ms in latency.items()]
     charts += [
         _pair_chart(a, b, latency[a], latency[b], [_cell(space, x) for x in archs], known)
-        for a, b in zip(study.devices, study.devices[1:], strict=False)
+        for a, b in pairwise(latency)
+        if (np.isfinite(latency[a]) & np.isfinite(latency[b])).any()
     ]
     rows = []
     for d, ms in latency.items():
@@ -258,6 +264,8 @@ def width_sweep(study: Study) -> list[Picture]:
     pictures = []
     for device in study.devices:
         predicted, measured = _network_latencies(study, device, nets)
+        if not predicted:
+            continue
         accuracy = resolution == 224
         value = {k: PUBLISHED.get(k) if accuracy else net.macs / 1e6 for k, net in nets.items()}
         data: list[dict[str, Any]] = []
@@ -361,6 +369,9 @@ def predicted_measured(study: Study) -> list[Picture]:
             if net.key in done:
                 e, m = model.predict(net), done[net.key]
                 points.append(Point("-".join(map(str, a)), e.interval, m.metrics["latency_ms"]))
+        if not points:
+            study.warnings.append(f"{device}: none of {len(nets)} networks could be measured: nothing to compare with")
+            continue
         off = np.asarray([p.predicted.value - p.measured.value for p in points])
         truth = np.asarray([p.measured.value for p in points])
         rmse, rmspe = float(np.sqrt((off**2).mean())), float(np.sqrt(((off / truth) ** 2).mean()))
@@ -398,6 +409,8 @@ def op_shares(study: Study) -> list[Picture]:
             except UnsupportedOpError as e:
                 study.warnings.append(f"{device} does not take {name}: {e}")
     bars = [(f"{n} on {d}", v) for d, nets in shares.items() for n, v in nets.items()]
+    if not bars:
+        return []
     data = [
         {
             "type": "bar", "orientation": "h", "name": kind, "y": [b for b, _ in bars],
@@ -407,9 +420,10 @@ def op_shares(study: Study) -> list[Picture]:
         for i, kind in enumerate(KINDS)
     ]  # fmt: skip
     y = axis("", type="category", autorange="reversed")
-    chart = figure(
-        data, axis("share of the sum over blocks, %", range=[0, 100]), y, 120 + 30 * len(bars), barmode="stack"
-    )
+    x = axis("share of the sum over blocks, %", range=[0, 100.5])
+    chart = figure(data, x, y, 120 + 30 * len(bars), barmode="stack")
+    # Stacked bars would be named from the right.
+    chart["layout"]["legend"]["traceorder"] = "normal"
     rows = [(b, *(percent(v[k], 1) for k in (*KINDS, "with squeeze-and-excitation"))) for b, v in bars]
     why = "The same networks, block by block: what is cheap on one device need not be on another."
     columns = ("network", *KINDS, "with squeeze-and-excitation")
@@ -452,6 +466,8 @@ def device_scatter(study: Study) -> list[Picture]:
             charts.append(_pair_chart(a, b, latency[a], latency[b], names))
             rows.append((f"{a} / {b}", str(int(both.sum())), f"{rho:.4f}"))
             numbers[f"{a} / {b}"] = rho
+    if not rows:
+        return []
     why = "Were latency on one device a function of latency on the other, the points would lie on a line."
     title = "Devices against each other (MoGA, fig. 2)"
     return [Picture(title, why, charts, ("devices", "networks", "Spearman"), rows, {"spearman": numbers})]

@@ -15,6 +15,7 @@ from latbench.problem import AccuracyEvaluator
 from latbench.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
+    from latbench.image_data import ImageData
     from latbench.training import Recipe
     from latbench.training_evaluators import TrainingEvaluator
 
@@ -124,6 +125,13 @@ class DigitsEvaluator(AccuracyEvaluator):
         self.epochs, self.batch_size, self.lr, self.threads = epochs, batch_size, lr, threads
         self.seed, self.split_seed = seed, split_seed
         self.recipe = f"digits-1 epochs={epochs} batch_size={batch_size} lr={lr:g} seed={seed} split_seed={split_seed}"
+
+    @property
+    def images(self) -> ImageData:
+        """The digits, split as here."""
+        from latbench.image_data import Digits
+
+        return Digits(split_seed=self.split_seed)
 
     def check(self, space: SearchSpace) -> None:
         """Raise :class:`ConfigError` unless networks of the space take one image and tell ten classes apart."""

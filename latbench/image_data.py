@@ -190,6 +190,20 @@ def shifted(x: torch.Tensor, most: int, generator: torch.Generator | None, mirro
     return moved.permute(0, 3, 1, 2)
 
 
+def same_images(searcher: str, asked: str | None, data: ImageData) -> ImageData:
+    """``data``, those that accuracies are of, for a searcher that was ``asked`` to train on images of this name itself.
+
+    Raises :class:`ConfigError` where these are others, or split otherwise: what was found on one says little of the
+    other, and images held out of one may be trained on by the other.
+    """
+    if asked is not None and (other := load_images(asked).name) != data.name:
+        raise ConfigError(
+            f"{searcher}: data {asked!r} is {other}, but accuracy is of {data.name}; leave the option data out, and "
+            f"{searcher} trains on the images that accuracy is of"
+        )
+    return data
+
+
 def load_images(name: str, **options: Any) -> ImageData:
     """The data set that a text names: ``digits``, ``cifar10:FOLDER``, ``cifar100:FOLDER`` or ``images:FOLDER``.
 

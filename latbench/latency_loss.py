@@ -25,8 +25,8 @@ from latbench.with_torch import Tensor
 LossName: TypeAlias = Literal["additive", "add-linear", "mul-log"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
-#: What the paper's mobile networks aim at, milliseconds; logarithms are taken of numbers of this size.
-_PAPER_TARGET = 80.0
+#: Logarithms are taken of targets of at least this many milliseconds, or of whatever the unit is.
+_LEAST = 10.0
 _WEIGHTS = {"additive": 0.1, "add-linear": 0.1, "mul-log": 0.2}
 
 
@@ -39,9 +39,11 @@ class LatencyLoss:
     * ``mul-log``: weight · CE · (ln E / ln T)^exponent.
 
     ``weight`` is by default that of the released code: 0.1 for sums, 0.2 for the product (its α); ``exponent`` is its
-    β, 0.3. The logarithms are of milliseconds as in the code, where T is at least 10 of them; a smaller target counts
-    as 80, the paper's, and E in proportion, since the logarithm of a network's 0.9 ms would be negative. Raises
-    :class:`~latbench.errors.ConfigError` for an unknown ``kind`` or a number out of range.
+    β, 0.3. Unlike the sums, the product depends on the unit: near the target a percent of E counts exponent / ln T
+    percent of the loss, so that what is right for the code's 80 ms is little for a million MACs, without bound for
+    T = 1 and the wrong way below, where ln T is negative. So a target below 10 counts as 10, and E in proportion; from
+    10 on the formula is the code's, and there is no jump between. E below e of those units counts as e.
+    Raises :class:`~latbench.errors.ConfigError` for an unknown ``kind`` or a number out of range.
     """
 
     kind: LossName
@@ -65,7 +67,7 @@ class LatencyLoss:
             return cross_entropy + weight * expected / self.target
         if self.kind == "add-linear":
             return cross_entropy + weight * (expected - self.target) / self.target
-        scale = 1.0 if self.target >= 10 else _PAPER_TARGET / self.target
+        scale = max(1.0, _LEAST / self.target)
         ratio = (expected * scale).log() / log(self.target * scale)
         # Below e of those units a network is so fast that the factor is as small as it may become.
         return weight * cross_entropy * ratio.clamp_min(1 / log(self.target * scale)) ** self.exponent

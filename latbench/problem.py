@@ -20,6 +20,7 @@ from latbench.metric import METRICS, ends
 from latbench.space import Arch, SearchSpace
 
 if TYPE_CHECKING:
+    from latbench.image_data import ImageData
     from latbench.predictor import Predictor
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -122,6 +123,11 @@ class AccuracyEvaluator(ABC):
     #: A search sets it before :meth:`prepare`; those that share a store, a space and a recipe share it, whatever their
     #: devices.
     folder: Path | None = None
+
+    @property
+    def images(self) -> ImageData | None:
+        """The labelled images that answers are of, and that searchers take which train by themselves; else None."""
+        return None
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,12 @@ class SearchResult:
         by_number = {c.number: c for c in self.candidates}
         return {name: by_number[number] for name, number in self.provenance.get("picks", {}).items()}
 
+    @property
+    def pick_texts(self) -> dict[str, str]:
+        """For each of :attr:`picks` its name, with what it is where the searcher says so."""
+        words = self.provenance.get("pick_words", {})
+        return {n: f"{n} ({w})" if (w := words.get(n.partition("@")[0])) else n for n in self.picks}
+
     def final(self, top: int | None = None) -> list[Candidate]:
         """The networks to go on with, by what was measured: ``top`` of them along the front (None: all of it).
 
@@ -116,6 +123,28 @@ class SearchResult:
                 out.append(f"{limit}: kept by {winner}, in place of {broke}, which broke it ({more})")
             else:
                 out.append(f"{limit}: kept by the best network, {arch_name(kept['winner'])}")
+        return out
+
+    def ties(self) -> list[str]:
+        """What the front's latencies cannot tell apart, in sentences: where networks that are next to each other differ
+        by less than measuring the same networks twice does, and where measured intervals overlap."""
+        out = []
+        for suffix, floor in self.provenance.get("noise_floors", {}).items():
+            name = f"latency_ms{suffix}"
+            values = sorted(c.values[name] for c in self.front if name in c.values)
+            close = sum(b < a * (1 + floor) for a, b in pairwise(values))
+            if close:
+                out.append(
+                    f"{name}: differences below the noise floor of {floor:.1%} (the same networks measured twice) "
+                    f"from a network of the front to the next slower one: {close} of {len(values) - 1}; which of such "
+                    "two is faster cannot be told"
+                )
+        for name in dict.fromkeys(v.value for v in self.validated):
+            seen = sorted((m.latency_ms, m.low_ms, m.high_ms, arch_name(v.arch)) for v in self.validated
+                          if v.value == name and (m := v.measured) is not None)  # fmt: skip
+            tied = [f"{a[3]} and {b[3]}" for a, b in pairwise(seen) if b[1] <= a[2]]
+            if tied:
+                out.append(f"{name}: ties as measured, since their intervals overlap: {'; '.join(tied)}")
         return out
 
     # -- files --------------------------------------------------------------------------------------------------

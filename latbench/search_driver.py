@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from latbench.answers import Answer, evaluate, why_failed
 from latbench.errors import ArchitectureError, SearchError
+from latbench.interruptions import Interruptions
 from latbench.problem import AccuracyEvaluator, Candidate, Problem
 from latbench.searcher import Searcher
 from latbench.space import Arch
+from latbench.telling import silent
 
 if TYPE_CHECKING:
     from latbench.store import Store
@@ -61,7 +63,8 @@ class Driver:
         self.problem, self.searcher, self.accuracy, self.budget = problem, searcher, accuracy, budget
         self.store, self.identity, self.plan, self.resume = store, identity, dict(plan or {}), resume
         self.executor, self.workers = executor, workers
-        self.progress, self.report, self.max_failures = progress, report or (lambda _: None), max_failures
+        self.progress, self.report, self.max_failures = progress, report or silent, max_failures
+        searcher.report = self.report
         self.candidates: list[Candidate] = []
         self.warnings: list[str] = []
         #: Evaluations that the evaluator was asked for, those found in the store, and candidates that were resumed.
@@ -89,21 +92,29 @@ class Driver:
         """
         if self.store is not None:
             self._restore(self.store)
+        judge = self.accuracy.recipe if self.accuracy is not None else "what the models say"
+        self.report(f"{self.searcher.name}: up to {self.budget} architectures, judged by {judge}")
         if self.accuracy is not None and self._done < self.budget:
             self.accuracy.prepare(self.problem.space, self.report)
         with ExitStack() as stack:
             pool = self.executor
             if pool is None and self.workers > 1:
-                pool = stack.enter_context(ThreadPoolExecutor(self.workers))
+                pool = ThreadPoolExecutor(self.workers)
+                # Not waited for: after a failure or Ctrl-C nobody wants the trainings that are still running.
+                stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             if pool is not None and self.workers > 1 and self.searcher.asynchronous:
                 self._as_they_come(pool)
             while self._done < self.budget:
                 archs = self._pending or self._ask(min(max(self.searcher.batch, 1), self.budget - self._done))
                 if not archs:
+                    if self._idle < MAX_IDLE:
+                        rest = f"{self._done} of {self.budget} evaluations"
+                        self.report(f"{self.searcher.name}: nothing is left to propose after {rest}")
                     break
                 rows = self._cheap(archs)
                 self._tell(self._here(archs, rows) if pool is None else self._on(pool, archs, rows))
         self._save(force=True)
+        self.warnings += self.searcher.doubts()
 
     @property
     def wall_s(self) -> float:
@@ -203,11 +214,17 @@ class Driver:
 
     def _advance(self) -> None:
         """Let the searcher do its own work, and keep the state after each piece of it."""
-        while self.searcher.advance():
-            self._trace.append(["advance", 1])
-            self._save(force=True)
-            if row := self.searcher.course[-1:]:
-                self.report(", ".join(f"{name} {value:.4g}" for name, value in row[0].items()))
+        worked = False
+        with Interruptions(self.report if self.store is not None else None) as asked:
+            while self.searcher.advance():
+                worked = True
+                self._trace.append(["advance", 1])
+                self._save(force=True)
+                if row := self.searcher.course[-1:]:
+                    self.report(self.searcher.line(row[0]))
+                asked.stop()
+        for doubt in self.searcher.doubts() if worked else ():
+            self.report(doubt)
 
     def _cheap(self, archs: Sequence[Arch]) -> dict[Arch, dict[str, float]]:
         columns = {n: c.tolist() for n, c in self.problem.cheap(archs).items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from latbench.errors import ConfigError
 from latbench.problem import Candidate, Problem
 from latbench.space import Arch
+from latbench.telling import silent
 
 
 class Searcher(ABC):
@@ -39,12 +40,17 @@ class Searcher(ABC):
     #: True if it gains from being told each answer at once, while others are out. A search with several workers then
     #: does so: what it proposes next depends on which answer came first.
     asynchronous: bool = False
+    #: What each network of :meth:`picks` is, in words: its name (what comes before an ``@``) → a sentence's part.
+    pick_words: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, problem: Problem, *, seed: int = 0, **options: Any) -> None:
         self.problem, self.seed, self.options = problem, seed, options
         #: What there is to tell of the searcher's own work, a row a piece: names → numbers, e.g. ``epoch``,
         #: ``entropy``, ``latency_ms``. The searcher appends; a search keeps it and puts it into its result.
         self.course: list[dict[str, float]] = []
+        #: Is told in a line what the searcher is at, where a piece of its own work takes long: see
+        #: :func:`latbench.telling.told`. A search sets it.
+        self.report: Callable[[str], None] = silent
 
     def advance(self) -> bool:
         """Do one piece of the work that the method does without being told anything; true if it did one.
@@ -66,6 +72,17 @@ class Searcher(ABC):
     def tell(self, candidates: Sequence[Candidate]) -> None:
         """Learn from evaluated candidates."""
 
+    def line(self, row: Mapping[str, float]) -> str:
+        """How a search reports a row of the course."""
+        return f"{self.name}: {numbers(row)}"
+
+    def doubts(self) -> list[str]:
+        """Why what the searcher's own work led to may be worth little, in sentences; here nothing.
+
+        A search reports them when that work is done, and its result warns of them.
+        """
+        return []
+
     def picks(self, candidates: Sequence[Candidate]) -> dict[str, Candidate]:
         """The networks of a search that the method singles out in the end, by the name that it has for each; here none.
 
@@ -80,6 +97,11 @@ class Searcher(ABC):
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state`. Raises :class:`~latbench.errors.SearchError` for one of another searcher."""
+
+
+def numbers(row: Mapping[str, float]) -> str:
+    """``loss 2.1, accuracy 0.35``."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items())
 
 
 def whole_option(searcher: str, option: str, value: Any, least: int) -> int:

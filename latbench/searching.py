@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -97,7 +98,7 @@ def search(
     if accuracy is not None:
         accuracy.check(space)
     check_feasible(problem)
-    searcher = make_searcher(name, problem, seed, options)
+    searcher = make_searcher(name, problem, seed, options, accuracy)
     recipe = accuracy.recipe if accuracy else None
     plan = {
         "searcher": searcher.name,
@@ -137,6 +138,8 @@ def search(
         "workers": workers,
         "evaluations": {"paid": driver.paid, "from_store": driver.reused, "resumed": driver.resumed},
         "picks": {name: c.number for name, c in searcher.picks(driver.candidates).items()},
+        "pick_words": dict(searcher.pick_words),
+        "noise_floors": {suffix: floor for suffix, m in of_latency.items() if (floor := _noise_floor(m)) is not None},
         "started": started,
         "wall_s": driver.wall_s,
     }
@@ -189,19 +192,45 @@ def pose(
     return Problem(space, tuple(parsed), hard, soft, values, limit_on, level)
 
 
-def make_searcher(name: str | type[Searcher], problem: Problem, seed: int, options: Mapping[str, Any]) -> Searcher:
-    """The searcher of an entry point's name, or a class. Raises :class:`ConfigError` for an option it does not have."""
+def make_searcher(
+    name: str | type[Searcher],
+    problem: Problem,
+    seed: int,
+    options: Mapping[str, Any],
+    accuracy: AccuracyEvaluator | None = None,
+) -> Searcher:
+    """The searcher of an entry point's name, or a class; one that has the option ``data``, images that it trains on
+    itself, gets those that ``accuracy`` is of.
+
+    Raises :class:`ConfigError` for an option that it does not have, and for ``data`` that accuracy is not of.
+    """
     cls = plugins.load("searchers", name) if isinstance(name, str) else name
     if not (isinstance(cls, type) and issubclass(cls, Searcher)):
         raise ConfigError(f"{name!r} is not a searcher: {cls!r} does not derive from latbench.searcher.Searcher")
     parameters = [p for n, p in inspect.signature(cls).parameters.items() if n not in ("problem", "seed")]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters]
-        if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(
-                f"searcher {cls.name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
-            )
+    known = [p.name for p in parameters]
+    unknown = sorted(set(options) - set(known))
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ConfigError(
+            f"searcher {cls.name!r} has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
+        )
+    if "data" in known and accuracy is not None:
+        options = {**options, **_images(cls.name, options.get("data"), accuracy)}
     return cls(problem, seed=seed, **options)
+
+
+def _images(searcher: str, asked: str | None, accuracy: AccuracyEvaluator) -> dict[str, Any]:
+    """``data`` for a searcher, where accuracy is of images."""
+    from latbench.image_data import same_images
+
+    if accuracy.images is not None:
+        return {"data": same_images(searcher, asked, accuracy.images)}
+    if asked is None and getattr(accuracy, "replaces", False):
+        raise ConfigError(
+            f"{searcher} trains networks that tell classes apart, and accuracy is that of detectors: name images for "
+            "it with the option data (--option data=cifar10:FOLDER)"
+        )
+    return {}
 
 
 def _value_of(name: str) -> str:
@@ -236,6 +265,12 @@ def _model_facts(model: Predictor) -> dict[str, Any]:
         "setting_hash": model.setting.hash,
         "statistic": model.card.statistic,
     }
+
+
+def _noise_floor(model: Predictor) -> float | None:
+    """RMSPE between two measurements of the networks that a model was validated on, where they were measured twice."""
+    floor = (model.card.validation or {}).get("noise_floor")
+    return float(floor) if floor is not None and isfinite(floor) and not model.setting.simulated else None
 
 
 def _plain(option: str, value: Any) -> Any:

@@ -82,6 +82,11 @@ class SupernetEvaluator(AccuracyEvaluator):
         return cls(load_images(name, **data), Recipe.make(rest, RECIPE), **own)
 
     @property
+    def images(self) -> ImageData:
+        """The data."""
+        return self.data
+
+    @property
     def weights(self) -> Path | None:
         """The file of the weights, where there is a folder for it."""
         return None if self.folder is None else self.folder / WEIGHTS

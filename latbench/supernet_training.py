@@ -24,6 +24,7 @@ from latbench.errors import ConfigError
 from latbench.image_data import ImageData, Shape
 from latbench.space import Arch
 from latbench.supernet import Supernet
+from latbench.telling import silent, told
 from latbench.training import Recipe, cut_out, device_of, make_optimiser
 from latbench.training_setup import check_precision
 from latbench.with_torch import F, Tensor, nn, torch
@@ -118,7 +119,17 @@ class SupernetTraining:
         """Whether it has all its epochs."""
         return self.epoch >= self.recipe.epochs
 
-    def run_epoch(self) -> bool:
+    @property
+    def plan(self) -> str:
+        """What is left to train, in a line."""
+        paths, left = max(self.supernet.space.num_choices), self.recipe.epochs - self.epoch
+        return (
+            f"supernet: {left} of {self.recipe.epochs} epochs to train, {self._batches} batches of "
+            f"{self.recipe.batch_size} images in each, "
+            f"every batch by {paths} paths" + ("; kept after each epoch" if self.file else "")
+        )
+
+    def run_epoch(self, report: Callable[[str], None] = silent) -> bool:
         """Train an epoch and keep it; false as soon as the loss is not finite.
 
         The row of :attr:`course` has ``epoch``, ``loss`` (the mean over paths), ``lr``, ``least_trained`` and
@@ -130,7 +141,8 @@ class SupernetTraining:
         draw = fair_paths if self.fairness == "strict" else uniform_paths
         total, n = 0.0, 0
         batches = self.data.batches("train", recipe.batch_size, self.shape, self.generator, recipe.augment)
-        for x, y in batches:
+        what, left = f"supernet: epoch {self.epoch + 1} of {recipe.epochs}", recipe.epochs - self.epoch - 1
+        for x, y in told(batches, what, report, total=self._batches, further=left * self._batches):
             images = cut_out(x, recipe.cutout, self.generator) if recipe.cutout else x
             images, y = images.to(self.device), y.to(self.device)
             paths = draw(choices, self.generator)
@@ -190,10 +202,13 @@ class SupernetTraining:
         self.generator.set_state(state["generator"])
 
 
-def train_supernet(training: SupernetTraining, report: Callable[[str], None] = lambda _: None) -> bool:
-    """Train what is left of it, told in a line an epoch; false where the loss became NaN or infinite."""
+def train_supernet(training: SupernetTraining, report: Callable[[str], None] = silent) -> bool:
+    """Train what is left; false where the loss became NaN or infinite. Told at the start, after each epoch, and within
+    epochs that take long."""
+    if not training.done:
+        report(training.plan)
     while not training.done:
-        if not training.run_epoch():
+        if not training.run_epoch(report):
             return False
         row, epochs = training.course[-1], training.recipe.epochs
         counts = f"each choice trained {row['least_trained']:.0f}"

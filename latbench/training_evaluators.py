@@ -60,6 +60,11 @@ class TrainingEvaluator(AccuracyEvaluator):
         self.recipe += f" device={self.device.type}" if self.device.type != "cpu" else ""
         self.recipe += " compiled" if compiled else ""
 
+    @property
+    def images(self) -> ImageData | None:
+        """The data, where they are for telling classes apart."""
+        return None if self.replaces else self.data
+
     def network(self, net: Network) -> Network:
         """The network that is trained for a network of the space: itself."""
         return net

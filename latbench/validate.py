@@ -25,7 +25,8 @@ from latbench.plan import Plan
 from latbench.problem import AccuracyEvaluator, Candidate
 from latbench.protocol import Protocol
 from latbench.setting import Setting
-from latbench.space import Arch
+from latbench.space import Arch, arch_name
+from latbench.telling import silent, told
 from latbench.visit import Interval, Measurement
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def validate(
     progress: Callable[[Progress], None] | None = None,
     accuracy: AccuracyEvaluator | None = None,
     extra: int = 3,
+    report: Callable[[str], None] = silent,
 ) -> list[Validated]:
     """Measure ``top`` networks at equal distance along the front (or these ``archs``) on the device.
 
@@ -115,7 +117,7 @@ def validate(
     Where the search has a hard limit on this device's latency and the best network breaks it when it is measured, the
     next on the front is measured in its place, with the intervals recalibrated by what the measured ones showed
     (:func:`latbench.keep_limits.keep_limit`): at most ``extra`` networks more, 0 for none. What came of it stands in
-    ``result.provenance["kept_limits"]``.
+    ``result.provenance["kept_limits"]``. ``report`` is told in a line what is being done.
 
     Raises :class:`SettingMismatchError` where none of the search's latency models is for this device in its Setting,
     :class:`ConfigError` where there is nothing to validate, or for an evaluator of another recipe than the search's,
@@ -136,20 +138,24 @@ def validate(
         rules = rules.model_copy(update={"statistic": facts.get("statistic", rules.statistic)})
         if store is None:
             store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latbench-"))) / "validate.db"
+        networks = f"{len(chosen)} network{'s' * (len(chosen) != 1)}"
+        more = f", more (at most {rules.max_visits}) where the interval is wide" * (rules.max_visits > rules.min_visits)
+        report(f"measuring {networks} in turns: {rules.min_visits} Visits each{more}")
         measured, failed = _measure(result, device, chosen, rules, store, seed, progress)
         if (most := result.problem.limits.get(name)) is not None and extra:
 
             def one_more(c: Candidate) -> float:
-                more, why = _measure(result, device, [c], rules, store, seed, progress)
+                report(f"measuring {arch_name(c.arch)} too: it may keep {name} ≤ {most:g}, or be better and keep it")
+                found, why = _measure(result, device, [c], rules, store, seed, progress)
                 chosen.append(c)
-                measured.update(more)
+                measured.update(found)
                 failed.update(why)
-                return more[c.arch].latency_ms if c.arch in more else float("nan")
+                return found[c.arch].latency_ms if c.arch in found else float("nan")
 
             known = {c.arch: measured.get(c.arch) for c in chosen}
             result.provenance.setdefault("kept_limits", {})[name] = _keep(result, name, most, one_more, extra, known)
     # After the campaign: trainings would disturb it.
-    tested = {v.arch: v.test_error for v in result.validated} | _test_errors(result, chosen, accuracy)
+    tested = {v.arch: v.test_error for v in result.validated} | _test_errors(result, chosen, accuracy, report)
     out = []
     for c in chosen:
         low, high = (c.values.get(f"latency_{end}_ms{suffix}", c.values[name]) for end in ("low", "high"))
@@ -257,14 +263,24 @@ def _measure(
 
 
 def _test_errors(
-    result: SearchResult, chosen: Sequence[Candidate], accuracy: AccuracyEvaluator | None
+    result: SearchResult,
+    chosen: Sequence[Candidate],
+    accuracy: AccuracyEvaluator | None,
+    report: Callable[[str], None],
 ) -> dict[Arch, float | None]:
     """Test error of each architecture that has one."""
-    archs = [c.arch for c in chosen]
-    answers = accuracy.test(result.problem.space, archs) if accuracy is not None else None
-    if answers is None:
-        return {}
-    return {a: float(v["error"]) for a, v in zip(archs, answers, strict=True) if np.isfinite(v["error"])}
+    out: dict[Arch, float | None] = {}
+    if accuracy is None:
+        return out
+    report("test errors: each network is judged again, on data that the search has not seen")
+    for c in told(chosen, "test errors", report, total=len(chosen), unit="network"):
+        answers = accuracy.test(result.problem.space, [c.arch])
+        if answers is None:
+            return {}
+        error = float(answers[0]["error"])
+        if np.isfinite(error):
+            out[c.arch] = error
+    return out
 
 
 def _ends(x: Interval) -> list[float | None]:

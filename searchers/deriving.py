@@ -1,4 +1,8 @@
-"""From what was learnt of each position to architectures: the most probable ones that keep the limits, best first."""
+"""From what was learnt of each position to architectures: the most probable ones that keep the limits.
+
+Exactly those where the most probable of all keeps the limits. Else a price on what is limited (a Lagrange multiplier)
+decides where they are looked for, which may miss a likelier one: a heuristic, and the published methods have none.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +69,10 @@ def best_first(scores: Sequence[Floats]) -> Iterator[Arch]:
 def derive(problem: Problem, scores: Sequence[Floats], costs: Sequence[Floats], n: int, seen: Set[Arch]) -> list[Arch]:
     """Up to ``n`` architectures that nobody has ``seen`` and that keep the limits, by falling sum of ``scores``.
 
-    ``scores`` are log-probabilities per position. Where the first breaks a limit, they are looked for in the order of
-    scores less ``costs`` (per position, what each choice adds to what is limited, in any unit), at the least price at
-    which the first keeps all limits. Fewer come back where few of some thousand do.
+    ``scores`` are log-probabilities per position. Where the best of all keeps the limits, they are the best that do.
+    Where it breaks one, they are the first that do in the order of scores less price · ``costs`` (per position, what
+    each choice adds to what is limited, in any unit), at the least price at which the first in it keeps all limits;
+    among others there may be better ones. Fewer come back where few of some thousand keep the limits.
     """
     order = _priced(problem, scores, costs)
     every = best_first(order)

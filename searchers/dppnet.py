@@ -10,15 +10,15 @@ problem, of as many devices as it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from latbench.errors import ConfigError
 from latbench.metric import LATENCY
 from latbench.problem import Candidate, Problem
-from latbench.searcher import Searcher, whole_option
+from latbench.searcher import Searcher, numbers, whole_option
 from latbench.space import Arch, SearchSpace
 
 from .dppnet_beliefs import Beliefs
@@ -28,7 +28,8 @@ from .sampling import Unseen, as_archs, check_state
 class DppNet(Searcher):
     """Progressive search with a recurrent surrogate.
 
-    ``cells`` is the paper's K: as many of each length are trained, or all there are. Where budget is left at the full
+    ``cells`` is the paper's K: as many of each length are trained, or all there are; cells that are the same network
+    are trained once. Where budget is left at the full
     length, rounds of as many follow among the extensions that were not trained, with a surrogate that has learnt from
     those before. ``steps`` is how long the surrogate is trained at each length, ``max_tries`` bounds the search for a
     network within the limits where growing found none.
@@ -38,6 +39,11 @@ class DppNet(Searcher):
     """
 
     name = "dppnet"
+    pick_words: ClassVar = {
+        "pnas": "the least error, whatever it costs",
+        "device": "the best compromise between error and the device's latency",
+        "panacea": "the network whose worst objective is the least bad",
+    }
 
     def __init__(
         self, problem: Problem, *, seed: int = 0, cells: int = 128, steps: int = 200, max_tries: int = 20_000
@@ -55,6 +61,7 @@ class DppNet(Searcher):
         self.length = 0
         self._level: list[Arch] = []
         self._parents: list[Arch] = []
+        self._networks: dict[Arch, str] = {}
         self._beliefs = Beliefs(problem, seed, self.steps)
 
     # -- the contract -------------------------------------------------------------------------------------------
@@ -62,6 +69,11 @@ class DppNet(Searcher):
     def advance(self) -> bool:
         """Once all cells of a length are told: train the surrogate, and choose among their extensions."""
         return not self._queue and not self._asked and self._grow()
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """``dppnet: 3 of 4 layers, extensions 90, …``."""
+        rest = numbers({name: value for name, value in row.items() if name != "length"})
+        return f"{self.name}: {row['length']:.0f} of {self.problem.space.positions} layers, {rest}"
 
     def ask(self, n: int) -> list[Arch]:
         """Up to ``n`` of the cells chosen for the present length, the most preferred first.
@@ -154,8 +166,8 @@ class DppNet(Searcher):
             new = [a for a in cells if a not in taken]
             violation = self.problem.cheap(new)["violation"].tolist() if new else []
             kept = [a for a, v in zip(new, violation, strict=True) if v == 0]
-            self._queue = self._best(kept)
-            self._level = [*self._queue, *(a for a in cells if a in taken)]
+            self._queue, trained = self._best(kept)
+            self._level = [*self._queue, *trained, *(a for a in cells if a in taken)]
             if self._queue:
                 found = {"extensions": len(cells), "within_limits": len(kept), "trained_next": len(self._queue)}
                 self.course.append({"length": self.length, **found, **errors})
@@ -181,12 +193,29 @@ class DppNet(Searcher):
         absent = self.problem.space.absent(position)
         return [c for c in range(self.problem.space.num_choices[position]) if c != absent]
 
-    def _best(self, cells: list[Arch]) -> list[Arch]:
-        """The K best by Pareto rank, then soft limits, then room along the front; without a surrogate K at random."""
+    def _best(self, cells: list[Arch]) -> tuple[list[Arch], list[Arch]]:
+        """The K best by Pareto rank, then soft limits, then room along the front; without a surrogate K at random.
+
+        Beside them those that are as good and need no training, since their networks are those of cells that were: a
+        third layer that does nothing makes a cell of three layers the same network as one of two.
+        """
         order = self._beliefs.order(cells)
-        chosen = [cells[i] for i in (self._rng.permutation(len(cells)) if order is None else order)[: self.cells]]
+        known = {self._network(a) for a in (*self._told, *self._asked)}
+        chosen, trained = list[Arch](), list[Arch]()
+        for i in self._rng.permutation(len(cells)) if order is None else order:
+            if len(chosen) == self.cells:
+                break
+            network = self._network(cells[i])
+            (trained if network in known else chosen).append(cells[i])
+            known.add(network)
         self._beliefs.remember(chosen)
-        return chosen
+        return chosen, trained
+
+    def _network(self, arch: Arch) -> str:
+        """What tells networks apart that compute different things."""
+        if arch not in self._networks:
+            self._networks[arch] = self.problem.space.network(arch).key
+        return self._networks[arch]
 
 
 #: So many first cells at most are looked at, drawn at random where there are more.

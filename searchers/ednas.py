@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latbench.errors import ConfigError
+from latbench.image_data import ImageData
 from latbench.latency_loss import LatencyLoss
 from latbench.metakernels import FIRST, SECOND, MetaKernels, Shares, gumbel_softmax
 from latbench.network import Network
@@ -43,16 +44,18 @@ _TUNE_LR = 0.1
 class Ednas(Relaxed):
     """Searches a ``metakernel`` space; what it proposes first is the network that it derived.
 
-    It trains ``epochs`` on ``data`` (as :func:`latbench.image_data.load_images` names them): the weights by SGD with a
-    cosine from ``lr`` 0.65 and ``warmup`` epochs of linear rise, the paper's; the architecture parameters by Adam
-    (``arch_lr``). The temperature falls geometrically from ``temperature`` to ``last_temperature``. ``weight`` is β,
-    per unit of ``target`` (by default the limit, else what random networks cost on average), of ``cost`` (by default
-    the objectives that a model predicts). ``counted="merged"`` weighs the expected cost of merged kernels, ``"sum"``
-    the paper's ``Σ pᵢ LAT(opᵢ)``; the course has both, ``latency_ms`` and ``latency_sum_ms``.
+    It trains ``epochs`` on ``data`` (images, or as :func:`latbench.image_data.load_images` names them; a search gives
+    those that its accuracy is of): the weights by SGD with a cosine from ``lr`` 0.65 and ``warmup`` epochs of linear
+    rise, the paper's; the architecture parameters by Adam (``arch_lr``). The temperature falls geometrically from
+    ``temperature`` to ``last_temperature``. ``weight`` is β, per unit of ``target`` (by default the limit, else what
+    random networks cost on average), of ``cost`` (by default the objectives that a model predicts).
+    ``counted="merged"`` weighs the expected cost of merged kernels, ``"sum"`` the paper's ``Σ pᵢ LAT(opᵢ)``; the course
+    has both, ``latency_ms`` and ``latency_sum_ms``.
 
-    Then the most probable architecture that keeps all hard limits is trained on for ``tune`` epochs, both meta-kernels
-    in parallel, and merged (eq. 5): with a folder it is in ``deployed.onnx`` with its weights. It is proposed first,
-    the next most probable ones after it, each deployed network once. ``train_on`` is ``auto``, ``cpu`` or ``cuda``.
+    Then the architecture that :func:`~latbench.searchers.deriving.derive` gives, which keeps all hard limits, is
+    trained on for ``tune`` epochs, both meta-kernels in parallel, and merged (eq. 5): with a folder it is in
+    ``deployed.onnx`` with its weights. It is proposed first, the next ones after it, each deployed network once.
+    ``train_on`` is ``auto``, ``cpu`` or ``cuda``.
 
     Raises :class:`ConfigError` for another space, data of another number of classes, or an option out of range;
     :class:`~latbench.errors.InfeasibleError` where no network that keeps the limits is found, and
@@ -66,7 +69,7 @@ class Ednas(Relaxed):
         problem: Problem,
         *,
         seed: int = 0,
-        data: str = "digits",
+        data: str | ImageData = "digits",
         epochs: int = 30,
         tune: int = 8,
         batch_size: int = 50,
@@ -102,8 +105,13 @@ class Ednas(Relaxed):
         self.warmup, self.weight, self.rates = whole_option(self.name, "warmup", warmup, 0), weight, rates
         self.costs = self.paired = PairCosts(self.name, self.by_size, cost, target, counted)
         self._device = training_device(train_on)
+        self.schedule = f"epochs={epochs}, lr={lr:g} now"
         self._shares: Shares = (0.5, 0.5)
         self._deployed: Network | None = None
+
+    def stage(self, epoch: int) -> str:
+        """``training what was found`` after the search."""
+        return "training what was found" if epoch > self.searching else ""
 
     @property
     def temperature(self) -> float:
@@ -143,7 +151,8 @@ class Ednas(Relaxed):
         halves = [
             self._halves.batches(part, self.batch_size, self.shape, generator) for part in ("weights", "architecture")
         ]
-        for train, judge in zip(*halves, strict=False):
+        each = min(self._halves.steps(part, self.batch_size) for part in ("weights", "architecture"))
+        for train, judge in self.told(zip(*halves, strict=False), each):
             losses = self._losses(train, gumbel_softmax(self._logits.detach(), temperature, generator))
             mean = (losses[0] + losses[1]) / 2
             if not isfinite(float(mean.detach())):
@@ -169,7 +178,8 @@ class Ednas(Relaxed):
             self._derived = (self._probable(1, frozenset()) or self._unseen.draw(1, frozenset()))[0]
         arch, total, steps = self.derived, 0.0, 0
         module, mixes = self._module.train(), _one_hot(arch)
-        for x, y in self._halves.batches("train", self.batch_size, self.shape, generator):
+        batches = self._halves.batches("train", self.batch_size, self.shape, generator)
+        for x, y in self.told(batches, self._halves.steps("train", self.batch_size)):
             loss = self._loss(x, y, mixes, self._shares)
             self._step(loss)
             total, steps = total + float(loss.detach()), steps + 1

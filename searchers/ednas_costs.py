@@ -23,7 +23,7 @@ from latbench.space import Arch, SearchSpace
 from latbench.spaces.metakernel import KERNELS, MetaKernel
 from latbench.with_torch import Tensor, torch
 
-from .relaxed import Costs
+from .costs import Costs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from latbench.errors import ConfigError, SearchError
+from latbench.image_data import Digits, ImageData
 from latbench.problem import Problem
 from latbench.searcher import whole_option
-from latbench.space import Arch, SearchSpace
+from latbench.space import Arch
 
+from .mixing import check_mixes
 from .relaxed import Floats, Relaxed, cosine, judged
 
 if TYPE_CHECKING:
@@ -36,21 +38,23 @@ class Proxyless(Relaxed):
     """ProxylessNAS.
 
     ``mode`` says how α learns: ``recompute``, every choice's gate gets its gradient (appendix D); ``two-path``, those
-    of a sampled pair (section 3.2.1); ``reinforce``, ``paths`` sampled networks a step, reward accuracy · (target /
-    cost)^``reward_exponent``. ``loss`` weighs the expected cost in the gradient modes, ``loss_weight`` and
-    ``loss_exponent`` are its constants (:class:`~latbench.latency_loss.LatencyLoss`). ``cost`` names what is weighed
-    against accuracy (by default the predicted objectives), ``target`` what it aims at (by default the limit on it).
+    of a sampled pair (section 3.2.1), see :meth:`_gradients`; ``reinforce``, ``paths`` sampled networks a step, reward
+    accuracy · (target / cost)^``reward_exponent``. ``loss`` weighs the expected cost in the gradient modes,
+    ``loss_weight`` and ``loss_exponent`` are its constants (:class:`~latbench.latency_loss.LatencyLoss`). ``cost``
+    names what is weighed against accuracy (by default the predicted objectives), ``target`` what it aims at (by default
+    the limit on it).
 
     For ``warmup`` epochs only weights learn, from uniformly chosen paths; in the following ``epochs`` α takes a step of
     Adam every ``alpha_every`` batches. ``lr`` and ``warmup_lr`` are the weights' learning rates, each falling along a
     cosine. ``alpha_lr`` is by default the paper's for the data: 1e-3 on folders of images (ImageNet); on CIFAR 6e-3,
-    1e-2 for REINFORCE; on the digits, which give α a hundredth of the steps, ten times that. ``data`` is what
-    :func:`~latbench.image_data.load_images` takes.
+    1e-2 for REINFORCE; on the digits, which give α a hundredth of the steps, ten times that. ``data`` are
+    images or what :func:`~latbench.image_data.load_images` takes; a search gives those that its accuracy is of.
 
     ``train_on`` is a device of torch's, by ``auto`` a GPU where there is one. With one thread on the CPU a search
     repeats bit for bit.
 
-    The most probable network that keeps the limits is proposed first, then the next ones; the evaluator trains them.
+    The most probable network is proposed first, then the next ones that keep the limits, by
+    :func:`~latbench.searchers.deriving.derive`; the evaluator trains them.
     Raises :class:`~latbench.errors.ConfigError` for a space whose choices cannot stand in for each other.
     """
 
@@ -61,7 +65,7 @@ class Proxyless(Relaxed):
         problem: Problem,
         *,
         seed: int = 0,
-        data: str = "digits",
+        data: str | ImageData = "digits",
         mode: Mode = "recompute",
         loss: LossName = "mul-log",
         loss_weight: float | None = None,
@@ -97,14 +101,20 @@ class Proxyless(Relaxed):
             threads=threads,
         )  # fmt: skip
         self.lr, self.warmup_lr, self.reward_exponent = float(lr), float(warmup_lr), float(reward_exponent)
-        self.alpha_lr = _alpha_lr(data, mode) if alpha_lr is None else float(alpha_lr)
+        self.alpha_lr = _alpha_lr(self.data, mode) if alpha_lr is None else float(alpha_lr)
         from latbench.latency_loss import LatencyLoss
 
         self.train_on = train_on
         # The digits' short trainings go without.
-        self._augment = data != "digits"
+        self._augment = not isinstance(self.data, Digits)
         self.loss = LatencyLoss(loss, self.costs.target, loss_weight, loss_exponent)
         self._baseline: float | None = None
+
+        self.schedule = f"warmup={warmup}, epochs={epochs}, warmup_lr={warmup_lr:g}, lr={lr:g} now"
+
+    def stage(self, epoch: int) -> str:
+        """``warm-up`` while α is frozen."""
+        return "warm-up" if epoch <= self.warmup else ""
 
     # -- what training needs ------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class Proxyless(Relaxed):
         held_out = self._held_out(generator)
         losses = []
         batches = self._halves.batches("weights", self.batch_size, self.shape, generator, self._augment)
-        for step, (x, y) in enumerate(batches):
+        for step, (x, y) in enumerate(self.told(batches, steps)):
             losses.append(self._weight_step(x, y, rng, step / steps))
             if self.epoch >= self.warmup and (step + 1) % every == 0:
                 number = self.epoch * steps + step
@@ -214,7 +224,11 @@ class Proxyless(Relaxed):
     ) -> list[Floats]:
         """∂loss/∂α for one batch: eq. 4 of the gates' gradients and of the expected cost's own (eq. 5 and 6).
 
-        ``probs`` are those of the choices between which α decides now; 0 for others.
+        ``probs`` are those of the choices between which α decides now; 0 for others. In two-path mode these are pairs
+        (i, j) whose probabilities q sum to one, as if there were no other choices (section 3.2.1), for the cost as for
+        the gates, as in the released code: cost F then gives ``∂E/∂α_i = q_i q_j (F_i − F_j)``. That is the gradient
+        among the networks of the sampled pairs, not an unbiased estimate of eq. 6: averaged over pairs, each counts
+        P(i, j) / (p_i + p_j)² times what it does there, once for two choices, and for none against its sign.
         """
         from latbench.with_torch import F, torch
 
@@ -273,41 +287,6 @@ class Proxyless(Relaxed):
             yield from self._halves.batches("architecture", self.batch_size, self.shape, generator)
 
 
-def check_mixes(searcher: str, space: SearchSpace) -> None:
-    """Raise :class:`ConfigError` unless the choices of every position can stand in for each other.
-
-    Then they take and give the same shapes at the same places, whatever the other positions are.
-    """
-    blocks: dict[tuple[int, int], dict[str, set[Any]]] = {}
-    for arch in space.covering_archs():
-        for i, c in enumerate(arch):
-            blocks.setdefault((i, c), {})
-        for b in space.network(arch).blocks:
-            if b.name.startswith("positions."):
-                i = int(b.name.split(".")[1])
-                blocks[i, arch[i]].setdefault(b.name, set()).add((b.op.inputs, b.op.outputs))
-    why = ""
-    for i, n in enumerate(space.num_choices):
-        found = [blocks.get((i, c), {}) for c in range(n)]
-        wired = [f for f in found if f]
-        if not wired:
-            why = f"position {i} has no block of its own"
-        elif any(f.keys() != wired[0].keys() for f in wired):
-            why = f"choices of position {i} are wired differently"
-        else:
-            for name in wired[0]:
-                shapes = set.union(*(f[name] for f in wired))
-                if len(shapes) > 1:
-                    why = f"choices of position {i} take or give different shapes"
-                elif len(wired) < n and any(takes[:1] != gives for takes, gives in shapes):
-                    why = f"a choice of position {i} has no block, and the others change the shape"
-        if why:
-            raise ConfigError(
-                f"{searcher}: {space.name} cannot be searched by mixing choices: {why}; spaces that can: proxyless, "
-                "proxyless-cifar, mobilenetv3, nasbench201"
-            )
-
-
 def _among(p: Floats, pair: Sequence[int]) -> Floats:
     """Probabilities renormalised over a pair; 0 for others."""
     out = np.zeros(len(p))
@@ -315,6 +294,6 @@ def _among(p: Floats, pair: Sequence[int]) -> Floats:
     return out
 
 
-def _alpha_lr(data: str, mode: Mode) -> float:
+def _alpha_lr(data: ImageData, mode: Mode) -> float:
     cifar = 1e-2 if mode == "reinforce" else 6e-3
-    return {"images": 1e-3, "digits": 10 * cifar}.get(data.partition(":")[0], cifar)
+    return {"images": 1e-3, "digits": 10 * cifar}.get(data.name.split()[0], cifar)

@@ -11,34 +11,35 @@ import shutil
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from latbench.errors import ConfigError, SearchError
+from latbench.errors import SearchError
 from latbench.image_data import Halves, ImageData, Shape, load_images
 from latbench.problem import Candidate, Problem
-from latbench.searcher import Searcher, whole_option
+from latbench.searcher import Searcher, numbers, whole_option
 from latbench.space import Arch
+from latbench.telling import told
 
+from .costs import Costs
 from .deriving import derive, usable_choices
 from .sampling import Unseen, as_archs, check_state
 
 if TYPE_CHECKING:
     import torch
 
-    from latbench.expected import Expectation
-
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 #: At most so many held-out images tell each epoch how good the most probable network is.
 JUDGED = 5000
-#: Architectures whose cost tells what a target on a value means where the limit is on its upper end.
-_SAMPLE = 256
+#: The least share of the way from chance to no error that shared weights must have come, at best in the last epochs.
+LEARNT, LAST = 0.15, 3
 
 
 class Relaxed(Searcher):
@@ -49,12 +50,19 @@ class Relaxed(Searcher):
     as training lasts.
     """
 
+    pick_words: ClassVar = {
+        "derived": "the most probable network that keeps the limits, which the method ends with; those beside it were "
+        "evaluated as the next most probable"
+    }
+    #: The options that say how long and how fast it trains, and what they are now.
+    schedule: str = ""
+
     def __init__(
         self,
         problem: Problem,
         *,
         seed: int,
-        data: str,
+        data: str | ImageData,
         epochs: int,
         batch_size: int,
         cost: str | Sequence[str] | None,
@@ -66,7 +74,7 @@ class Relaxed(Searcher):
         self.batch_size = whole_option(self.name, "batch_size", batch_size, 2)
         self.threads = whole_option(self.name, "threads", threads, 1)
         #: The data set, and (channels, height, width) of the images that the space takes.
-        self.data = load_images(data)
+        self.data = load_images(data) if isinstance(data, str) else data
         self.shape = _shape(problem, self.data)
         self.costs = Costs(self.name, problem, cost, target)
         self.usable = usable_choices(problem)
@@ -138,8 +146,42 @@ class Relaxed(Searcher):
         self.course.append({"epoch": self.epoch, **row, "entropy": entropy, **self.costs.expected(p, self.epoch)})
         return True
 
+    def stage(self, epoch: int) -> str:
+        """What an epoch, counted from 1, is for, where that is worth a word."""
+        return ""
+
+    def told(self, batches: Iterable[T], steps: int) -> Iterator[T]:
+        """The batches of an epoch, of which there are ``steps``; where it takes long, a search hears how far it is."""
+        what = f"{self.name}: epoch {self.epoch + 1} of {self.epochs}"
+        return told(batches, what, self.report, total=steps, further=steps * (self.epochs - self.epoch - 1))
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """``proxyless: epoch 3 of 160 (warm-up), loss 2.1, …``."""
+        epoch = int(row["epoch"])
+        rest = numbers({name: value for name, value in row.items() if name != "epoch"})
+        stage = f" ({what})" if (what := self.stage(epoch)) else ""
+        return f"{self.name}: epoch {epoch} of {self.epochs}{stage}, {rest}"
+
+    def doubts(self) -> list[str]:
+        """That the network of all choices has hardly learnt to tell classes apart: then α was moved by noise.
+
+        So it is where, of what accuracy there is to gain above chance, the last epochs have gained less than a share of
+        :data:`LEARNT`.
+        """
+        told = [row["accuracy"] for row in self.course[-LAST:] if "accuracy" in row]
+        if self.epoch < self.epochs or not told:
+            return []
+        best, chance = max(told), 1 / self.data.classes
+        if best >= chance + LEARNT * (1 - chance):
+            return []
+        return [
+            f"{self.name}: after {self.epochs} epochs the network of all choices is right about {best:.1%} of held-out "
+            f"images (by chance: {chance:.1%}), too little to tell good choices from bad ones: what was found is no "
+            f"better than random networks; train longer or at other learning rates ({self.schedule})"
+        ]
+
     def ask(self, n: int) -> list[Arch]:
-        """Up to ``n`` architectures by falling probability that keep the limits; the first one is the derived one."""
+        """Up to ``n`` architectures that keep the limits, see :func:`derive`; the first one is the derived one."""
         p = self.probabilities()
         with np.errstate(divide="ignore"):
             scores = [np.log(q) for q in p]
@@ -221,95 +263,6 @@ class Relaxed(Searcher):
         return Path(self._elsewhere)
 
 
-class Costs:
-    """What a search weighs against accuracy: expected values that need no training, as one ratio to their targets.
-
-    ``names`` are by default the objectives that a model predicts, without any those that are counted (``macs``,
-    ``params``), without any what is limited. A target is what was given, else the limit on the value, else what an
-    architecture of equal chances costs. Raises :class:`ConfigError` for a name that is not known without training.
-    """
-
-    def __init__(
-        self, searcher: str, problem: Problem, names: str | Sequence[str] | None, target: float | None
-    ) -> None:
-        self.problem = problem
-        known = list(problem.cheap_values.names) if problem.cheap_values is not None else []
-        if names is None:
-            wanted = [o.name for o in problem.objectives if o.name in known and not o.maximise]
-            predicted = [n for n in wanted if n not in ("params", "macs")]
-            self.names = predicted or wanted or [n for n in problem.limits if n in known]
-        else:
-            self.names = [names] if isinstance(names, str) else list(names)
-            if wrong := [n for n in self.names if n not in known]:
-                raise ConfigError(f"{searcher}: cost {wrong[0]!r} is not known without training; known: {known}")
-        if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or not target > 0):
-            raise ConfigError(f"{searcher}: target must be a positive number, got {target!r}")
-        self._given = target
-        self._limited = [n for n in problem.limits if n in known]
-        self._expectations: dict[str, Expectation] = {}
-        self._targets: dict[str, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.names)
-
-    @property
-    def target(self) -> float:
-        """The target of the first name, in its unit; 1 without any."""
-        return self.target_of(self.names[0]) if self.names else 1.0
-
-    def target_of(self, name: str) -> float:
-        """The target of a value, in its unit."""
-        if name not in self._targets:
-            self._targets[name] = self._find_target(name)
-        return self._targets[name]
-
-    def expected_ratio(self, probs: Sequence[torch.Tensor], seed: int, samples: int = 16) -> torch.Tensor:
-        """Mean over the names of expectation / target, a scalar with gradients to ``probs``."""
-        parts = [self._expectation(n)(probs, samples=samples, seed=seed) / self.target_of(n) for n in self.names]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total / len(parts)
-
-    def ratios(self, archs: Sequence[Arch]) -> Floats:
-        """Mean over the names of value / target, for each architecture."""
-        values = self.problem.cheap(list(archs))
-        return np.asarray(np.mean([values[n] / self.target_of(n) for n in self.names], axis=0))
-
-    def expected(self, probs: Sequence[Floats], seed: int) -> dict[str, float]:
-        """Name → expectation, in the value's own unit."""
-        tensors = _tensors(probs)
-        return {n: float(self._expectation(n)(tensors, seed=seed)) for n in self.names}
-
-    def of_limits(self, probs: Sequence[Floats]) -> list[Floats]:
-        """For each position what each choice adds to the limited values, as shares of their limits."""
-        out = [np.zeros(len(q)) for q in probs]
-        for name in self._limited:
-            tensors = [t.requires_grad_() for t in _tensors(probs)]
-            self._expectation(name)(tensors, seed=0).backward()
-            for total, t in zip(out, tensors, strict=True):
-                total += t.grad.numpy() / self.problem.limits[name]
-        return out
-
-    def _expectation(self, name: str) -> Expectation:
-        if name not in self._expectations:
-            from latbench.latency_loss import expectation
-
-            self._expectations[name] = expectation(self.problem, name)
-        return self._expectations[name]
-
-    def _find_target(self, name: str) -> float:
-        limit = self.problem.limits.get(name)
-        if self._given is not None:
-            return float(self._given)
-        values = self.problem.cheap(self.problem.space.sample_archs(_SAMPLE, seed=0))
-        if limit is None:
-            return float(np.nanmean(values[name]))
-        # The limit is on the upper end of the interval, the target on the value.
-        checked = values[self.problem.limited(name, values)]
-        return float(limit * np.nanmedian(values[name] / checked))
-
-
 # -- pieces ---------------------------------------------------------------------------------------------------------
 
 
@@ -317,12 +270,6 @@ def softmax(a: Floats) -> Floats:
     """Probabilities of logits; 0 for −∞."""
     e = np.exp(a - a.max())
     return np.asarray(e / e.sum())
-
-
-def _tensors(probs: Sequence[Floats]) -> list[torch.Tensor]:
-    import torch
-
-    return [torch.from_numpy(np.array(q)) for q in probs]
 
 
 def _shape(problem: Problem, data: ImageData) -> Shape:

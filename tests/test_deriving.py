@@ -12,7 +12,7 @@ from latbench.errors import InfeasibleError
 from latbench.testing.searchers import ToyProblem
 
 plugins.load("searchers", "random")
-from latbench.searchers.deriving import best_first, derive, usable_choices  # noqa: E402
+from latbench.searchers.deriving import _priced, best_first, derive, usable_choices  # noqa: E402
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 2), (2,), (1, 1), (5, 5, 5)])
@@ -71,3 +71,34 @@ def test_choices_that_no_device_supports_are_not_usable() -> None:
     assert all(row.all() for row in usable[1:])
     with pytest.raises(InfeasibleError, match="supports no choice at position 0"):
         usable_choices(ToyProblem(3, 1, unsupported=True).problem)
+
+
+def test_costs_are_priced_no_higher_than_the_limit_needs() -> None:
+    free, rng = ToyProblem(8, 4), np.random.default_rng(5)
+    scores = list(rng.normal(size=(8, 4)))
+    costs = list(free.costs)
+    limit = float(np.quantile(free.problem.cheap(free.problem.space.sample_archs(500, 0))["latency_ms"], 0.1))
+    problem = ToyProblem(8, 4, limit=limit).problem
+
+    def best(price: float) -> tuple[int, ...]:
+        return tuple(int(np.argmax(s - price * c)) for s, c in zip(scores, costs, strict=True))
+
+    def keeps(price: float) -> bool:
+        return bool(problem.cheap([best(price)])["violation"][0] == 0)
+
+    # Dearer is never slower, so that the least price is where the first of a fine grid keeps the limit.
+    prices = np.linspace(0, 20, 4001)
+    first = next(p for p in prices if keeps(p))
+    assert first > 0
+    low, least = first - prices[1], first
+    for _ in range(40):
+        middle = (low + least) / 2
+        low, least = (low, middle) if keeps(middle) else (middle, least)
+    order = _priced(problem, scores, costs)
+    price = (scores[0] - order[0])[1:] / costs[0][1:]
+    assert np.ptp(price) < 1e-9
+    assert price[0] == pytest.approx(least, rel=1e-4)
+    assert next(best_first(order)) == best(least)
+    # Nothing is priced where the likeliest keeps the limit, nor where no price helps.
+    assert _priced(ToyProblem(8, 4, limit=100.0).problem, scores, costs) is scores
+    assert _priced(problem, scores, [-c for c in costs]) is scores

@@ -106,3 +106,41 @@ def test_networks_that_were_measured_before_teach_first_and_cost_no_measurement(
     assert kept.winner == found[2]
     assert [w.candidate.number for w in kept.tried] == [0, 3, 2]
     assert keep_limit(PROBLEM, found, 10, right, extra=0, known={(0,): 12.0, (3,): 6.0}).winner == found[3]
+
+
+@pytest.mark.parametrize("maximise", [False, True])
+def test_replacements_come_in_the_order_of_the_goal_whatever_the_order_of_evaluation(maximise: bool) -> None:
+    goal = Objective("error", maximise)
+    problem = Problem(ToySpace(1, 9), (goal, Objective("latency_ms")))
+    sign = -1 if maximise else 1
+    found = candidates((sign * 0.3, 5, 6), (sign * 0.1, 9, 9.9), (sign * 0.2, 8, 9), (sign * 0.15, 9.5, 13))
+    measured: list[int] = []
+
+    def too_slow(c: Candidate) -> float:
+        measured.append(c.number)
+        return 10.01
+
+    kept = keep_limit(problem, found, 10, too_slow, extra=2)
+    assert measured == [1, 2, 0], "the fourth one's upper end never keeps the limit"
+    assert [w.candidate.number for w in kept.tried] == [1, 2, 0]
+    assert kept.winner is None
+
+
+def test_of_equally_good_ones_the_faster_is_the_winner() -> None:
+    found = candidates((0.1, 9, 9.5), (0.1, 5, 6), (0.1, 7, 8))
+    measured: list[int] = []
+
+    def right(c: Candidate) -> float:
+        measured.append(c.number)
+        return c.values["latency_ms"]
+
+    assert keep_limit(PROBLEM, found, 10, right).winner == found[1]
+    assert measured == [1]
+
+
+def test_of_those_measured_before_the_best_that_keeps_the_limit_is_the_winner_in_any_order() -> None:
+    found = candidates((0.3, 5, 6), (0.1, 9, 9.5), (0.2, 6, 7))
+    for known in ({(0,): 5.0, (2,): 6.0}, {(2,): 6.0, (0,): 5.0}):
+        kept = keep_limit(PROBLEM, found, 10, lambda c: 9.0, extra=0, known=known)
+        assert kept.winner == found[2]
+        assert [w.candidate.number for w in kept.tried] == [2]

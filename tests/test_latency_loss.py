@@ -57,6 +57,24 @@ def test_a_product_of_logarithms_is_the_same_for_a_network_a_thousand_times_as_f
     assert slope == 0
 
 
+@pytest.mark.parametrize("target", [10.0, 12.0, 20.0, 80.0, 300.0])
+def test_from_ten_milliseconds_on_the_product_is_the_published_formula(target: float) -> None:
+    for ms in (0.6 * target, target, 1.7 * target):
+        want = 0.2 * 2 * (log(ms) / log(target)) ** 0.3
+        assert _at("mul-log", 2.0, ms, target=target)[0] == pytest.approx(want)
+
+
+@pytest.mark.parametrize("off", [0.5, 0.9, 1.3, 3.0])
+def test_the_product_does_not_jump_from_one_target_to_the_next(off: float) -> None:
+    # Per step of one per cent in the target, all other things equal: at 1 ms and at 10 ms too.
+    targets = [0.5 * 1.01**i for i in range(600)]
+    assert targets[0] < 1 < 10 < 80 < targets[-1]
+    found = np.array([_at("mul-log", 2.0, off * t, target=t) for t in targets])
+    assert (found[:, 0] > 0).all()
+    assert (found[:, 2] > 0).all()
+    assert np.abs(np.diff(np.log(found[:, 0]))).max() < 0.005
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [

@@ -120,6 +120,7 @@ def test_training_starts_from_an_ordinary_convolution_and_its_penalty_is_the_las
     # Two cells in the first dense block, one in the second, one learned convolution each.
     assert sorted(module.learned) == ["positions.1.s0c0", "positions.1.s0c1", "positions.1.s1c0"]
     assert module.training
+    assert LASSO == 1e-5
     want = LASSO * sum(conv.lasso() for conv in module.learned.values())
     assert module.penalty().item() == pytest.approx(want.item())
     assert all(conv.mask.all() for conv in module.learned.values())

@@ -70,6 +70,38 @@ def test_what_is_out_of_reach_is_not_compared(study: Any) -> None:
     assert s.warnings == [f"{FAR[0]} is out of reach: nothing to compare with"]
 
 
+def test_what_no_measurement_came_of_is_not_compared(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = study(["tda2x"], TINY, networks=3)
+    measure = s.measure
+    # The table's plan goes through, of the networks to compare with none is measured.
+    monkeypatch.setattr(s, "measure", lambda d, plan, space: {} if len(plan.items) == 3 else measure(d, plan, space))
+    assert latency.predicted_measured(s) == []
+    assert s.warnings == ["tda2x: none of 3 networks could be measured: nothing to compare with"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "devices", "params"),
+    [("op_shares", ["tda2x"], {"resolution": 32}), ("device_scatter", ["tda2x", FAR[0]], {"resolution": 32})],
+)
+def test_a_device_that_takes_no_network_is_named_and_nothing_is_drawn_of_it(
+    study: Any, figure: str, devices: list[str], params: dict[str, Any]
+) -> None:
+    s = study(devices, params)
+    assert getattr(latency, figure)(s) == []
+    assert any("tda2x" in text for text in s.warnings)
+
+
+def test_the_command_ends_with_the_reason_where_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    page = tmp_path / "p.html"
+    argv = [sys.executable, "-m", "benchmarks.paper_figures", "predicted-measured", "-d", FAR[0], "--html", str(page)]
+    argv += ["--store", str(tmp_path / "s.db"), "--models", str(tmp_path)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"warning: {FAR[0]} is out of reach: nothing to compare with" in done.stdout
+    assert done.stderr.endswith(f"predicted-measured: nothing to draw of {FAR[0]}\n")
+    assert not page.exists()
+
+
 def test_shares_of_ops_add_up(study: Any) -> None:
     (picture,) = latency.op_shares(study(["tda2x", FAR[0]], {**TINY, "act": "relu6"}))
     for nets in picture.numbers["shares"].values():
@@ -129,6 +161,10 @@ def test_paths_of_rcas_grow_within_the_limit_by_the_blocks_that_are_allowed(
     (picture,) = searches.block_diversity(s)
     ends = [path[-1][1] for path in picture.numbers["paths"].values()]
     assert ends[0] >= ends[1] >= ends[2]
+    assert [w for w in s.warnings if "evaluations" in w] == []
+    s.budget = 20
+    searches.block_diversity(s)
+    assert "all six types on titan-x-pascal spent its 20 evaluations while blocks still fitted" in s.warnings[-1]
 
 
 def test_the_command_writes_a_page_and_figures(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from benchmarks import supernet_memory
 from latbench import load_space, plugins
 from latbench.cheap import SpaceValues
 from latbench.errors import ConfigError, FileFormatError, SearchError
+from latbench.image_data import Digits
 from latbench.problem import Objective, Problem
 from latbench.result import SearchResult
 from latbench.space import SearchSpace
@@ -27,6 +28,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 Proxyless = plugins.load("searchers", "proxyless")
 from latbench.searchers import binary_paths as paths  # noqa: E402
+from latbench.searchers import proxyless  # noqa: E402
 
 SMALL: dict[str, dict[str, Any]] = {
     "mobilenetv3": {"resolution": 16, "width_mult": 0.1, "num_classes": 10, "se": False},
@@ -205,6 +207,118 @@ def test_a_two_path_step_leaves_the_other_choices_probabilities_alone() -> None:
     assert {len(c) for c in changed} == {2}
     for p, q, pair in zip(before, s.probabilities(), changed, strict=True):
         assert p[pair].sum() == pytest.approx(q[pair].sum(), rel=1e-12)
+
+
+def _of_pairs(s: Any, pairs: Sequence[Sequence[int]]) -> list[Any]:
+    """∂/∂α of what is expected of the networks of these pairs, by enumeration."""
+    alpha = [torch.tensor(a, requires_grad=True) for a in s.alpha]
+    chances = [a[list(p)].softmax(0) for a, p in zip(alpha, pairs, strict=True)]
+    total = torch.zeros((), dtype=torch.float64)
+    for which in itertools.product((0, 1), repeat=len(pairs)):
+        arch = tuple(p[k] for p, k in zip(pairs, which, strict=True))
+        value = float(s.problem.cheap([arch])["latency_ms"][0])
+        total = total + value * torch.stack([c[k] for c, k in zip(chances, which, strict=True)]).prod()
+    return [g.numpy() for g in torch.autograd.grad(total, alpha)]
+
+
+def test_the_latency_of_a_two_path_step_is_that_of_the_networks_of_the_pairs() -> None:
+    s, still = (
+        Proxyless(posed(TOY), seed=1, mode="two-path", loss="additive", loss_weight=w, target=1.0) for w in (2.0, 0.0)
+    )
+    x, y = batch(TOY)
+    for searcher in (s, still):
+        searcher._ready()
+        searcher.supernet.double()
+        searcher.alpha = [np.array([0.3, -1.2, 0.9]) * (i + 1) for i in range(4)]
+    pairs = [(0, 2), (1, 0), (2, 1), (0, 1)]
+    probs = [proxyless._among(p, pair) for p, pair in zip(s.probabilities(), pairs, strict=True)]
+    active = tuple(p[0] for p in pairs)
+    with paths.only_architecture(s.supernet), paths.only_architecture(still.supernet):
+        both = [t._gradients(x, y, probs, active, 0) for t in (s, still)]
+    for with_cost, without, want in zip(*both, _of_pairs(s, pairs), strict=True):
+        np.testing.assert_allclose(with_cost - without, 2.0 * want, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [[0.0, 0.0, 0.0], [0.5, -0.3, 0.1], [5.0, 0.0, -2.0], [0.2, -0.4, -np.inf]])
+def test_averaged_over_pairs_each_counts_as_documented_and_never_against_its_sign(alpha: list[float]) -> None:
+    cost = np.array([1.0, 4.0, 2.5])
+    p = np.exp(alpha) / np.exp(alpha).sum()
+    rng, found, drawn = np.random.default_rng(0), np.zeros(3), 20_000
+    for _ in range(drawn):
+        found += paths.alpha_gradient(proxyless._among(p, paths.sample_pair(p, rng)), cost)
+    want, exact = np.zeros(3), np.zeros(3)
+    for i, j in itertools.permutations(np.flatnonzero(p), 2):
+        # Without replacement: i first, or j first.
+        often = p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j])
+        in_eq_6 = p[i] * p[j] * (cost[i] - cost[j])
+        exact[i] += in_eq_6
+        want[i] += often / (p[i] + p[j]) ** 2 * in_eq_6
+    np.testing.assert_allclose(exact, paths.alpha_gradient(p, cost), atol=1e-15)
+    np.testing.assert_allclose(found / drawn, want, atol=0.015)
+    if np.count_nonzero(p) == 2:
+        np.testing.assert_allclose(want, exact)
+
+
+def test_weights_learn_from_one_half_and_architectures_from_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Proxyless(posed(TOY), warmup=0, epochs=1, batch_size=50)
+    s._ready()
+    seen: dict[str, set[bytes]] = {"_weight_step": set(), "_alpha_step": set()}
+    for name in seen:
+        real = getattr(s, name)
+
+        def spy(x: Any, *args: Any, real: Any = real, name: str = name) -> Any:
+            seen[name] |= {image.numpy().tobytes() for image in x}
+            return real(x, *args)
+
+        monkeypatch.setattr(s, name, spy)
+    assert s.advance()
+    halves = {
+        part: {i.numpy().tobytes() for i in s._halves.take(part, slice(None), s.shape)[0]}
+        for part in ("weights", "architecture")
+    }
+    assert not halves["weights"] & halves["architecture"]
+    assert seen["_weight_step"] == halves["weights"]
+    # Two steps of fifty.
+    assert len(seen["_alpha_step"]) == 100
+    assert seen["_alpha_step"] <= halves["architecture"]
+
+
+def test_weights_learn_at_their_rates_down_a_cosine_in_either_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Proxyless(posed(TOY), warmup=2, epochs=2, batch_size=250, warmup_lr=0.08, lr=0.03)
+    rates: list[float] = []
+    real = s._weight_step
+
+    def spy(*args: Any) -> float:
+        loss: float = real(*args)
+        rates.append(s._sgd.param_groups[0]["lr"])
+        return loss
+
+    monkeypatch.setattr(s, "_weight_step", spy)
+    while s.advance():
+        pass
+    falls = [(1 + np.cos(np.pi * part)) / 2 for part in (0, 0.25, 0.5, 0.75)]
+    assert rates == pytest.approx([*(0.08 * f for f in falls), *(0.03 * f for f in falls)])
+    defaults = Proxyless(posed(TOY))
+    assert (defaults.warmup_lr, defaults.lr) == (0.05, 0.025)
+
+
+@pytest.mark.parametrize(
+    ("data", "mode", "rate"),
+    [("digits", "recompute", 6e-2), ("digits", "reinforce", 0.1), ("cifar10", "two-path", 6e-3),
+     ("cifar10", "reinforce", 1e-2), ("images", "recompute", 1e-3), ("images", "reinforce", 1e-3)],
+)  # fmt: skip
+def test_alpha_moves_by_the_papers_rate_for_the_data(data: str, mode: Any, rate: float) -> None:
+    images = Digits()
+    images.name = f"{data} split_seed=0"
+    assert Proxyless(posed(TOY), data=images, mode=mode).alpha_lr == rate
+    s = Proxyless(posed(TOY), mode="recompute", warmup=0, alpha_lr=rate)
+    s._ready()
+    before = [a.copy() for a in s.alpha]
+    x, y = batch(TOY, 40)
+    s._alpha_step(x.float(), y, np.random.default_rng(0), 0)
+    # Adam's first step is its rate, whatever the gradient.
+    for a, b in zip(s.alpha, before, strict=True):
+        np.testing.assert_allclose(np.abs(a - b), rate, rtol=1e-3)
 
 
 def test_an_architecture_step_changes_no_weight_and_no_statistic() -> None:

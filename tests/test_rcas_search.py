@@ -317,3 +317,17 @@ def test_coverage_is_submodular_as_the_tests_assume() -> None:
     for small, large in combinations([(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0)], 2):
         gains = [f.error(a) - f.error((*a[:3], 1)) for a in (small, large)]
         assert gains[0] >= gains[1] - 1e-12
+
+
+def test_of_blocks_that_all_lose_something_the_cheapest_goes_first() -> None:
+    space = ToyOptionalSpace(3, 4)
+    worse = FunctionEvaluator(lambda _, arch: 0.1 + 0.01 * sum(c > 0 for c in arch))
+    r = run(space, worse, gains=["params"])
+    assert [row["choice"] for row in r.course] == [1, 1, 1], "the smallest kernel, at each position"
+    # A smaller loss goes before a larger one of the same cost, and any gain before both.
+    errors = {0: 0.0, 1: -0.02, 2: 0.01, 3: 0.03}
+    single = ToyOptionalSpace(4, 2)
+    r = run(
+        single, FunctionEvaluator(lambda _, a: 0.5 + sum(errors[i] for i, c in enumerate(a) if c)), gains=["params"]
+    )
+    assert [row["position"] for row in r.course] == [1, 0, 2, 3]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from search_support import table, toy_evaluator
+from search_support import SETTING, table, toy_evaluator
 from typer.testing import CliRunner
 
 import latbench as lb
@@ -17,6 +18,8 @@ from latbench.errors import FileFormatError
 from latbench.report import course, runs
 from latbench.result import SearchResult
 from latbench.testing.searchers import ToySpace
+from latbench.validate import Validated
+from latbench.visit import Interval, Measurement
 
 SPACE = ToySpace(6, 4)
 
@@ -96,6 +99,7 @@ def test_searches_of_one_problem_stand_together_and_others_apart(tmp_path: Path)
     assert len(figures(page)) == 8
     text = page.read_text("utf-8")
     assert "They answer 4 problems" in text
+    assert "they differ in objectives, limits, the device or its Setting, and hypervolumes of different" in text
     shares = [row[5] for row in runs.rows({"a": found["a"], "b": found["b"]})]
     assert "100.0%" in shares
     assert shares != ["100.0%", "100.0%"]
@@ -125,3 +129,53 @@ def test_compare_says_which_run_is_named_twice_or_is_none(folders: list[str], tm
     assert "named twice" in str(twice.exception)
     missing = CliRunner().invoke(app, ["compare", folders[0], str(tmp_path / "none")])
     assert isinstance(missing.exception, FileFormatError)
+
+
+def test_compare_says_on_the_terminal_which_problem_each_group_answers_and_what_parts_them(tmp_path: Path) -> None:
+    space = lb.load_space("nasbench201", resolution=8, num_cells=1, channels=4)
+    model = table(space)
+    for name, limits in (("free", {}), ("limited", {"latency_ms": 9.0})):
+        searched("random", space=space, latency=model, run=tmp_path / name, budget=5, limits=limits)
+    r = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["compare", str(tmp_path / "free"), str(tmp_path / "limited"), "--out", str(tmp_path / "p.html")]
+    )
+    assert "They answer 2 problems, a group each: they differ in limits, and hypervolumes" in r.output
+    assert "nasbench201: error, latency_ms, latency_ms ≤ 9" in r.output
+
+
+def test_a_row_counts_kept_limits_only_where_there_are_limits() -> None:
+    free, limited = searched(), searched(limits={"latency_ms": 9.0})
+    for found in (free, limited):
+        arch = found.front[0].arch
+        seen = Measurement("n", SETTING, {"latency_ms": Interval(1.0, 0.9, 1.1)}, {}, 2)
+        found.validated = [Validated(arch, "latency_ms", Interval(1, 1, 1), seen, {"latency_ms": True})]
+    where = runs.COLUMNS.index("keep limits")
+    assert runs.rows({"a": free})[0][where] == "–"
+    assert runs.rows({"a": limited})[0][where] == "1 of 1"
+
+
+def test_differences_below_the_noise_floor_and_overlapping_measurements_are_said_in_words() -> None:
+    r = searched("random", budget=60)
+    values = sorted(c.values["latency_ms"] for c in r.front)
+    assert len(values) > 3
+    assert r.ties() == []
+    r.provenance["noise_floors"] = {"": values[1] / values[0] - 1 + 1e-9}
+    floor = r.provenance["noise_floors"][""]
+    close = sum(b / a - 1 < floor for a, b in pairwise(values))
+    (text,) = r.ties()
+    assert f"to the next slower one: {close} of {len(values) - 1}; which of such two is faster cannot be told" in text
+    r.provenance["noise_floors"] = {"": 1e-9}
+    ends = [(1.0, 0.9, 1.1), (1.15, 1.05, 1.25), (1.5, 1.4, 1.6)]
+    r.validated = [
+        Validated(
+            (i,) * 6, "latency_ms", Interval(1, 1, 1), Measurement("n", SETTING, {"latency_ms": Interval(*e)}, {}, 2)
+        )
+        for i, e in enumerate(ends)
+    ]
+    assert r.ties() == ["latency_ms: ties as measured, since their intervals overlap: 0-0-0-0-0-0 and 1-1-1-1-1-1"]
+
+
+def test_a_pick_says_what_it_is() -> None:
+    r = searched("random", budget=5)
+    r.provenance |= {"picks": {"device@a": 0, "own": 1}, "pick_words": {"device": "a compromise"}}
+    assert r.pick_texts == {"device@a": "device@a (a compromise)", "own": "own"}

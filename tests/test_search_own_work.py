@@ -89,7 +89,7 @@ def test_a_searcher_does_its_own_work_before_it_is_asked_and_its_course_is_in_th
     assert [c.arch[:2] for c in r.candidates[:1]] == [(0, 2)]
     assert r.course == [{"epoch": e, "entropy": 1 / e} for e in range(1, 6)]
     assert SearchResult.load(tmp_path / "r", space=SPACE).course == r.course
-    assert told[-1] == "epoch 5, entropy 0.2"
+    assert told[-1] == "trainer: epoch 5, entropy 0.2"
 
 
 def test_work_that_was_interrupted_goes_on_after_the_last_piece(
@@ -123,7 +123,9 @@ def test_an_evaluator_prepares_once_for_all_searches_of_one_store(tmp_path: Path
     search("moga", store=tmp_path / "s.db", accuracy=second)
     search("random", run=tmp_path / "r", accuracy=elsewhere)
     assert [e.prepared for e in (first, second, elsewhere)] == [1, 0, 1]
-    assert told == ["trained what all evaluations share"]
+    assert told == [
+        f"random: up to 4 architectures, judged by {first.recipe}", "trained what all evaluations share"
+    ]  # fmt: skip
     assert first.folder == second.folder != elsewhere.folder
 
 

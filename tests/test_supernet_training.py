@@ -268,9 +268,13 @@ def test_a_second_device_needs_only_its_table(tmp_path: Path) -> None:
     told: tuple[list[str], list[str]] = ([], [])
     first = search(tmp_path / "a", tmp_path / "s.db", evaluator(), told[0])
     second = search(tmp_path / "b", tmp_path / "s.db", evaluator(), told[1], "two")
-    assert [line.split(",")[0] for line in told[0]] == [f"supernet: epoch {i} of 3" for i in (1, 2, 3)]
-    assert len(told[1]) == 1
-    assert "all 3 epochs were trained before; nothing is left to train" in told[1][0]
+    starts = [line.split(",")[0] for line in told[0]]
+    epochs = [f"supernet: epoch {i} of 3" for i in (1, 2, 3)]
+    assert starts == ["moga: up to 8 architectures", "supernet: 3 of 3 epochs to train", *epochs]
+    assert "judged by supernet-1 " in told[0][0]
+    assert "kept after each epoch" in told[0][1]
+    assert len(told[1]) == 2
+    assert "all 3 epochs were trained before; nothing is left to train" in told[1][1]
     mine, theirs = (r.provenance["accuracy"] for r in (first, second))
     assert mine["sha256"] == theirs["sha256"]
     assert mine["weights"] == theirs["weights"]
@@ -300,8 +304,9 @@ def test_a_search_stopped_while_its_supernet_is_trained_goes_on_with_it(
     monkeypatch.setattr(SupernetTraining, "_save", saved)
     told: list[str] = []
     r = search(tmp_path / "r", None, evaluator(), told)
-    assert told[0].startswith("supernet: 2 of 3 epochs were trained before")
-    assert len(told) == 2
+    assert told[1].startswith("supernet: 2 of 3 epochs were trained before")
+    starts = [line.split(",")[0] for line in told[2:]]
+    assert starts == ["supernet: 1 of 3 epochs to train", "supernet: epoch 3 of 3"]
     assert r.candidates == alone.candidates
     assert r.provenance["accuracy"]["sha256"] == alone.provenance["accuracy"]["sha256"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from latbench.searchers.gaussian import GaussianProcess, Scale
 from latbench.searchers.improvement import Beliefs, expected
-from latbench.searchers.surrogate import Surrogate, pressed
+from latbench.searchers.surrogate import Surrogate, _Choice, pressed
 
 from latbench import pareto, plugins
 from latbench.load import load_space
@@ -192,3 +192,52 @@ def test_a_network_that_learns_nothing_does_not_make_up_the_scale_of_what_is_bel
     assert belief.mean[good].max() < 0.15
     assert belief.mean[~good].min() > belief.mean[good].max()
     assert belief.mean[~good].max() < 0.4
+
+
+def test_the_first_architectures_are_one_of_each_part_of_the_range_of_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ToyProblem(6, 4)
+    searcher = Surrogate(toy.problem, seed=1, initial=6)
+    draw, drawn = searcher._unseen.draw, list[list[tuple[int, ...]]]()
+    monkeypatch.setattr(searcher._unseen, "draw", lambda n, seen: drawn.append(draw(n, seen)) or drawn[-1])
+    first = searcher.ask(6)
+    (all_of_them,) = drawn
+    assert len(all_of_them) == 8 * 6
+    latency = {a: float(toy.problem.cheap([a])["latency_ms"][0]) for a in all_of_them}
+    place = {a: i for i, a in enumerate(sorted(all_of_them, key=latency.__getitem__))}
+    assert sorted(place[a] // 8 for a in first) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_that_are_out_count_as_believed_when_it_is_asked_for_more(seed: int) -> None:
+    toy = ToyProblem(5, 3)
+
+    def started() -> Surrogate:
+        searcher = Surrogate(toy.problem, seed=seed, initial=8)
+        searcher.tell(toy.answer(searcher.ask(8)))
+        return searcher
+
+    together, apart = started(), started()
+    batch = together.ask(4)
+    assert [a for _ in range(4) for a in apart.ask(1)] == batch
+    assert len(set(batch)) == 4
+
+
+def test_what_was_chosen_promises_next_to_nothing_any_more_and_its_like_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ToyProblem(5, 3)
+    searcher = Surrogate(toy.problem, seed=0, initial=8)
+    searcher.tell(toy.answer(searcher.ask(8)))
+    best, shares = _Choice.best, list[tuple[float, bool]]()
+
+    def watched(choice: _Choice) -> tuple[int, ...]:
+        before = choice.gain()
+        arch = best(choice)
+        after = choice.gain()
+        chosen = [tuple(a) for a in choice._archs.tolist()].index(arch)
+        shares.append((float(after[chosen] / before[chosen]), bool((after <= before + 1e-9).all())))
+        return arch
+
+    monkeypatch.setattr(_Choice, "best", watched)
+    searcher.ask(3)
+    assert len(shares) == 3
+    assert max(share for share, _ in shares) < 0.1
+    assert all(falls for _, falls in shares)

@@ -84,6 +84,10 @@ def test_every_paper_has_a_recipe_for_every_kind_of_data() -> None:
         for searcher in ("dppnet", "moga", "random"):
             assert of_paper(data, searcher, known=True).source
     assert of_paper("images:x", "proxyless").recipe.epochs == 300
+    assert of_paper("cifar10:x", "proxyless").recipe.epochs == 600
+    # What no source states is said to be ours.
+    assert "are ours" in of_paper("cifar10:x", "proxyless").source
+    assert "we have not read" in of_paper("images:x", "moga").source
     with pytest.raises(ConfigError, match="no recipe 'moga' for cifar; there are plain"):
         of_paper("cifar10:x", "moga")
     with pytest.raises(ConfigError, match="no recipe for data"):
@@ -493,3 +497,31 @@ def test_the_numbers_of_digits_are_those_they_have_always_been() -> None:
     )
     assert values["error"] == pytest.approx(0.915, abs=0.01)
     assert values["val_loss"] == pytest.approx(2.3066697120666504, rel=1e-4)
+
+
+class Penalised(torch.nn.Module):
+    """Says nothing of images, so that only its penalty pulls: three times its one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(5.0))
+        self.told: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(x), 10) + 0 * self.weight
+
+    def set_progress(self, part: float) -> None:
+        self.told.append(part)
+
+    def penalty(self) -> torch.Tensor:
+        return 3 * self.weight
+
+
+def test_the_penalty_of_a_module_is_added_to_the_loss_as_it_is() -> None:
+    m = Penalised()
+    recipe = Recipe(epochs=2, batch_size=500, lr=0.1, momentum=0, weight_decay=0, schedule="constant")
+    fitted = fit_module(m, Digits(), recipe)
+    assert m.weight.item() == pytest.approx(5 - 4 * 0.1 * 3)
+    assert m.told == [0, 0.25, 0.5, 0.75, 1]
+    # The course tells what is learnt of images, without it.
+    assert fitted.course[0]["loss"] == pytest.approx(2.302585, rel=1e-4)

@@ -83,7 +83,7 @@ def compare(
 
 def _compare_runs(runs: Sequence[Path], out: Path, as_json: bool) -> None:
     from latbench.errors import ConfigError
-    from latbench.report.runs import COLUMNS, groups, rows, write_runs
+    from latbench.report.runs import COLUMNS, explained, groups, rows, ties, title, write_runs
     from latbench.result import RESULT_JSON, SearchResult
 
     if len(set(runs)) < len(runs):
@@ -93,12 +93,15 @@ def _compare_runs(runs: Sequence[Path], out: Path, as_json: bool) -> None:
     }
     names = {r: short[r] if list(short.values()).count(short[r]) == 1 else str(r) for r in runs}
     results = {names[r]: SearchResult.load(r) for r in runs}
-    found = [rows(g) for g in groups(results)]
+    found = groups(results)
     if as_json:
-        print(json.dumps([[dict(zip(COLUMNS, row, strict=True)) for row in group] for group in found], indent=2))
+        print(json.dumps([[dict(zip(COLUMNS, row, strict=True)) for row in rows(g)] for g in found], indent=2))
     else:
+        say(explained(found))
         for group in found:
-            table(COLUMNS, group, numbers=COLUMNS[2:])
+            table(COLUMNS, rows(group), numbers=COLUMNS[2:], title=title(group))
+            for text in ties(group):
+                say(text)
     written = write_runs(out, results)
     if not as_json:
         say(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB, opens with no network)", "bold")

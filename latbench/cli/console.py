@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160
 #: Characters of one line of an error text.
 LONGEST_LINE = 400
+#: Seconds after which a line of progress comes where it is longer to the next fifth of the way.
+LINE_EVERY_S = 30.0
 
 
 @cache
@@ -141,28 +144,34 @@ class Bar:
     def __init__(self, progress: Progress, title: str, lines: bool) -> None:
         self._progress, self._title, self._told, self._lines = progress, title, 0, lines
         self._first = self._total = 0.0
+        self._last = time.monotonic()
         self._task = progress.add_task(title, total=None, left="")
 
     def update(self, done: float, total: float, *, left_s: float | None = None, title: str | None = None) -> None:
-        """Show ``done`` of ``total``, and the time left where it is known. A total that grows says by how much."""
+        """Show ``done`` of ``total``, and the time left where it is known. A total that grows says by how much; a
+        smaller one is that of further work."""
+        if total < self._total:
+            self._told, self._first = 0, total
         self._first = self._first or total
         added = f"+{total - self._first:g} added" if total > self._first else ""
-        left = "" if left_s is None or not isfinite(left_s) else f"{duration(left_s)} left"
+        left = "" if left_s is None or not 0.5 <= left_s < inf else f"{duration(left_s)} left"
         left = ", ".join(filter(None, (added, left)))
         if self._progress.disable:
             self._tell(done, total, left)
+            self._total = total
             return
+        self._total = total
         self._progress.update(self._task, completed=done, total=total, left=left, description=title)
         self._progress.refresh()
 
     def _tell(self, done: float, total: float, left: str) -> None:
-        """Where there is no terminal: one line every fifth of the way."""
-        fifth = int(5 * done / total) if total else 0
+        """Where there is no terminal: one line every fifth of the way, and after each half minute."""
+        fifth, now = int(5 * done / total) if total else 0, time.monotonic()
         if total > self._total:
             # What was all of it is not any more: the last line must not be the one that said so.
-            self._told, self._total = min(self._told, fifth), total
-        if self._lines and fifth > self._told:
-            self._told = fifth
+            self._told = min(self._told, fifth)
+        if self._lines and done and (fifth > self._told or now - self._last >= LINE_EVERY_S):
+            self._told, self._last = fifth, now
             note(f"{self._title}: {done:g} of {total:g}{', ' if left else ''}{left}")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +38,7 @@ from latbench.cli.options import (
 from latbench.cli.report import device_of
 from latbench.cli.subjects import arch_text, parse_arch
 from latbench.metric import ASKABLE, LATENCY, METRICS
+from latbench.telling import Pace
 
 if TYPE_CHECKING:
     from latbench.predictor import Predictor
@@ -100,10 +104,12 @@ def search(
     asked = [*(o.lstrip("-") for o in objective or ()), *_numbers(limit, "--limit"), *_numbers(soft_limit, "")]
     further = _further(asked, device, models, s, latency, judge)
     folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
-    with bar(searcher) as b, kept_when_stopped("every evaluation so far"):
+    with kept_when_stopped("every evaluation so far", threads=True), bar(searcher) as b:
+        pace = Pace()
 
         def show(p: Progress) -> None:
-            b.update(p.done, p.budget, title=f"{searcher}: {_values(p.candidate)}")
+            left_s = pace.left_s(p.done, p.budget)
+            b.update(p.done, p.budget, left_s=left_s, title=f"{searcher}: {_values(p.candidate)}")
 
         try:
             result = lb.search(
@@ -153,22 +159,29 @@ def validate(
     with dev, bar("validating") as b, kept_when_stopped("every Visit so far"):
         validated = measure_found(
             found, dev, protocol=how, top=top, archs=archs, store=store, seed=seed, accuracy=accuracy,
-            extra=extra, progress=lambda p: b.update(p.done, p.total, left_s=p.eta_s),
+            extra=extra, progress=lambda p: b.update(p.done, p.total, left_s=p.eta_s), report=note,
         )  # fmt: skip
     found.save(result)
     print_validated(validated, level_of(found))
-    for text in found.kept_limits():
+    for text in (*found.kept_limits(), *found.ties()):
         say(text)
     say(f"saved {result}", "bold")
 
 
 @contextmanager
-def kept_when_stopped(what: str) -> Iterator[None]:
-    """Ctrl-C ends the command with a line that says what is kept."""
+def kept_when_stopped(what: str, *, threads: bool = False) -> Iterator[None]:
+    """Ctrl-C ends the command with a line that says what is kept.
+
+    ``threads`` that evaluate cannot be stopped, and Python would wait for the trainings that they are in: it is left
+    without.
+    """
     try:
         yield
     except KeyboardInterrupt:
         note(f"stopped; {what} is kept: run the same command again to go on")
+        if threads and any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+            sys.stdout.flush()
+            os._exit(EXIT_INTERRUPTED)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -192,7 +205,10 @@ def print_front(result: SearchResult) -> None:
     title = f"{len(front)} network{'s' * (len(front) != 1)} that none of {len(result.candidates)} beats"
     table(("architecture", *columns), rows, title=title, numbers=columns)
     for name, c in result.picks.items():
-        say(f"{name}: {arch_text(c.arch)}, " + ", ".join(f"{n} {_value(n, c.values.get(n))}" for n in columns))
+        told = ", ".join(f"{n} {_value(n, c.values.get(n))}" for n in columns)
+        say(f"{result.pick_texts[name]}: {arch_text(c.arch)}, {told}")
+    for text in result.ties():
+        say(text)
     for text in result.warnings:
         warn(text)
 
@@ -200,8 +216,11 @@ def print_front(result: SearchResult) -> None:
 def print_validated(validated: list[Validated], level: float) -> None:
     """Predicted, with intervals at ``level``, beside measured."""
     rows = []
+    tested = any(v.test_error is not None for v in validated)
     for v in sorted(validated, key=lambda v: v.predicted.value):
-        told = [arch_text(v.arch), ms(v.predicted.value), span(v.predicted.low, v.predicted.high)]
+        told = [arch_text(v.arch)]
+        told += [] if not tested else ["–" if v.test_error is None else percent(v.test_error)]
+        told += [ms(v.predicted.value), span(v.predicted.low, v.predicted.high)]
         if v.measured is None:
             rows.append([*told, "–", v.failure, "–", "–"])
             continue
@@ -215,16 +234,11 @@ def print_validated(validated: list[Validated], level: float) -> None:
     how = {taken_how(s): None for s in settings.values()} or {"measured": None}
     levels = sorted({v.measured.level for v in validated if v.measured is not None})
     seen_at = "/".join(f"{x:.0%}" for x in levels) or "–"
-    columns = (
-        "architecture",
-        "predicted ms",
-        f"{level:.0%} interval",
-        f"{'/'.join(how)} ms",
-        f"its {seen_at}",
-        "off by",
-        "inside",
-    )
-    table(columns, rows, numbers=columns[1:6])
+    columns = [
+        "architecture", *["test error"] * tested, "predicted ms", f"{level:.0%} interval", f"{'/'.join(how)} ms",
+        f"its {seen_at}", "off by", "inside",
+    ]  # fmt: skip
+    table(columns, rows, numbers=columns[1:-1])
     for setting in settings.values():
         note_clock(setting)
 

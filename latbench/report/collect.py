@@ -251,7 +251,8 @@ def _search(
         problem=result.problem,
         course=result.course,
         kept=result.kept_limits(),
-        picks={name: arch_name(c.arch) for name, c in result.picks.items()},
+        ties=result.ties(),
+        picks={result.pick_texts[name]: arch_name(c.arch) for name, c in result.picks.items()},
     )
 
 
@@ -278,6 +279,7 @@ def _found(
         out.append(Found(
             arch_name(arch), arch, values.get(arch, {}), predicted, measured_ms, net,
             [space.choice_label(i, c) for i, c in enumerate(arch)], _block_ms(net, models),
+            v.test_error if v is not None else None,
         ))  # fmt: skip
     return sorted(out, key=lambda f: f.predicted.value)
 

@@ -93,6 +93,8 @@ class Found:
     choices: Sequence[str] = ()
     #: Predicted milliseconds of each block, by block name.
     block_ms: Mapping[str, float] = field(default_factory=dict)
+    #: A fraction, on data that the search has not seen.
+    test_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ class SearchReport:
     course: Sequence[Mapping[str, float]] = ()
     #: For each limit on a validated latency: the network that keeps it and those that broke it, in a sentence.
     kept: Sequence[str] = ()
-    #: The networks that the searcher's method singles out, by its name for each.
+    #: What the front's latencies cannot tell apart, in sentences.
+    ties: Sequence[str] = ()
+    #: The networks that the searcher's method singles out, by its name for each and what it says of it.
     picks: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -16,6 +16,8 @@ from latbench.network import Block, Network
 BOX_WIDTH, BOX_HEIGHT, GAP, ROW_GAP, PER_ROW = 74, 66, 12, 18, 10
 #: A network that branches, or has more blocks than this, is drawn by the choices of its positions instead.
 MOST_BLOCKS = 48
+#: Characters of a line in a box; those that are longer are in the text for hovering.
+_LONGEST = 11
 #: Names that are too long for a box.
 _SHORT = {"global_avg_pool": "avg pool", "global_max_pool": "max pool"}
 
@@ -36,6 +38,7 @@ def diagram(network: Network | None, block_ms: Mapping[str, float], choices: Seq
         boxes = [block_box(b, network, block_ms.get(b.name)) for b in network.blocks]
     else:
         boxes = [Box((f"position {i}", *_wrap(c)), "k0", None, c) for i, c in enumerate(choices)]
+        return svg(boxes, name, wires=False)
     return svg(boxes, name)
 
 
@@ -49,6 +52,7 @@ def block_box(block: Block, network: Network, latency_ms: float | None) -> Box:
     mid = a.get("mid")
     expand = f"e{mid / shape[1]:.3g}" if isinstance(mid, int) and len(shape) > 1 and mid != shape[1] else ""
     kind = _SHORT.get(op.kind, op.kind.replace("_", " "))
+    kind = kind if len(kind) <= _LONGEST else f"{kind[: _LONGEST - 1]}…"
     first = f"{k}×{k}" if isinstance(k, int) else kind
     head = " ".join(t for t in (first, expand, "SE" if a.get("se") else "") if t)
     kind = kind if head != kind else ""
@@ -66,8 +70,8 @@ def _is_chain(network: Network) -> bool:
     return all(b.inputs == a.outputs for a, b in pairwise(network.blocks))
 
 
-def svg(boxes: Sequence[Box], name: str) -> str:
-    """Boxes in reading order, ``PER_ROW`` in a row."""
+def svg(boxes: Sequence[Box], name: str, *, wires: bool = True) -> str:
+    """Boxes in reading order, ``PER_ROW`` in a row; ``wires`` between those that follow each other."""
     rows = max(1, -(-len(boxes) // PER_ROW))
     columns = min(PER_ROW, max(1, len(boxes)))
     width, height = columns * (BOX_WIDTH + GAP) - GAP + 2, rows * (BOX_HEIGHT + ROW_GAP) - ROW_GAP + 2
@@ -78,7 +82,7 @@ def svg(boxes: Sequence[Box], name: str) -> str:
     ]
     for i, box in enumerate(boxes):
         x, y = (i % PER_ROW) * (BOX_WIDTH + GAP), (i // PER_ROW) * (BOX_HEIGHT + ROW_GAP)
-        if i % PER_ROW:
+        if wires and i % PER_ROW:
             parts.append(f'<line class="wire" x1="{x - GAP}" x2="{x}" y1="{y + 28}" y2="{y + 28}"/>')
         parts.append(_box(box, x, y, most))
     return "".join([*parts, "</svg>"])
@@ -115,7 +119,7 @@ def _box(box: Box, x: int, y: int, most: float) -> str:
     )
 
 
-def _wrap(text: str, most: int = 12) -> tuple[str, ...]:
+def _wrap(text: str, most: int = 11) -> tuple[str, ...]:
     """At most two lines of about ``most`` characters, broken at spaces or underscores."""
     if len(text) <= most:
         return (text,)

@@ -53,4 +53,4 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterab
 
 def span(i: Interval) -> str:
     """An interval; that of a single Visit has no upper end, and says so."""
-    return f"{i.low:.4g} – {i.high:.4g}" if isfinite(i.high) else "unknown: one Visit"
+    return f"{i.low:#.4g} – {i.high:#.4g}" if isfinite(i.high) else "unknown: one Visit"

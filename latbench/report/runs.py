@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latbench.report.charts import SERIES, Figure, axis, figure, words
 from latbench.report.course import hypervolume_chart, hypervolumes
@@ -20,22 +20,62 @@ from latbench.report.page import Draw, write_page
 from latbench.result import SearchResult
 from latbench.space import arch_name
 
+if TYPE_CHECKING:
+    from latbench.validate import Validated
+
 COLUMNS = (
     "search", "searcher", "seed", "evaluations", "front", "hypervolume", "validated", "keep limits", "off by, mean",
     "wall s",
 )  # fmt: skip
+
+_COLUMNS_SAY = (
+    "Hypervolume is a share of the group's largest; “off by, mean” says how far predictions were from what was "
+    "measured."
+)
 
 
 def groups(runs: Mapping[str, SearchResult]) -> list[dict[str, SearchResult]]:
     """Searches of the same problem together, in the order given."""
     found: dict[str, dict[str, SearchResult]] = {}
     for name, run in runs.items():
-        p = run.problem
-        settings = {s: m.get("setting_hash") for s, m in (run.provenance.get("latency") or {}).items()}
-        recipe = run.provenance.get("recipe")
-        same = [p.space.spec, sorted(map(str, p.objectives)), dict(p.limits), dict(p.soft_limits), settings, recipe]
-        found.setdefault(json.dumps(same, sort_keys=True), {})[name] = run
+        found.setdefault(json.dumps(_problem(run), sort_keys=True), {})[name] = run
     return list(found.values())
+
+
+def _problem(run: SearchResult) -> dict[str, Any]:
+    """What searches must have in common to be compared, by what a person calls it."""
+    p = run.problem
+    settings = {s: m.get("setting_hash") for s, m in (run.provenance.get("latency") or {}).items()}
+    return {
+        "the space": p.space.spec,
+        "objectives": sorted(map(str, p.objectives)),
+        "limits": dict(p.limits),
+        "soft limits": dict(p.soft_limits),
+        "the device or its Setting": settings,
+        "how accuracy is judged": run.provenance.get("recipe"),
+    }
+
+
+def title(group: Mapping[str, SearchResult]) -> str:
+    """The problem that the searches of a group answer, in a line."""
+    run = next(iter(group.values()))
+    problem = run.problem
+    devices = sorted({str(p) for p in run.provenance.get("profiles", {}).values() if p})
+    on = f" on {', '.join(devices)}" if devices else ""
+    limits = "".join(f", {n} ≤ {v:g}" for n, v in problem.limits.items())
+    return f"{problem.space.name}{on}: {', '.join(map(str, problem.objectives))}{limits}"
+
+
+def explained(found: Sequence[Mapping[str, SearchResult]]) -> str:
+    """Why there are so many groups, and what the columns say."""
+    if len(found) == 1:
+        return f"They answer one problem. {_COLUMNS_SAY}"
+    facts = [_problem(next(iter(g.values()))) for g in found]
+    differ = [name for name in facts[0] if any(f[name] != facts[0][name] for f in facts)]
+    return (
+        f"They answer {len(found)} problems, a group each: they differ in {', '.join(differ)}, and hypervolumes of "
+        f"different problems mean nothing beside each other. {_COLUMNS_SAY}"
+    )
 
 
 def rows(group: Mapping[str, SearchResult]) -> list[tuple[str, ...]]:
@@ -50,23 +90,31 @@ def rows(group: Mapping[str, SearchResult]) -> list[tuple[str, ...]]:
         share = f"{volumes[name][-1] / most:.1%}" if most and volumes.get(name) else "–"
         out.append((
             name, str(p.get("searcher", "")), str(p.get("seed", "")), str(len(_evaluated(run))), str(len(run.front)),
-            share, str(len(seen)), f"{sum(all(v.kept.values()) for v in seen)} of {len(seen)}" if seen else "–",
+            share, str(len(seen)), _kept(seen) if problem.limits else "–",
             f"{sum(off) / len(off):.1%}" if off else "–", f"{p['wall_s']:.1f}" if "wall_s" in p else "–",
         ))  # fmt: skip
     return out
 
 
+def _kept(seen: Sequence[Validated]) -> str:
+    return f"{sum(all(v.kept.values()) for v in seen)} of {len(seen)}" if seen else "–"
+
+
+def ties(group: Mapping[str, SearchResult]) -> list[str]:
+    """What the latencies of each search cannot tell apart, in sentences."""
+    return [f"{name}: {text}" for name, run in group.items() for text in run.ties()]
+
+
 def write_runs(path: str | Path, runs: Mapping[str, SearchResult]) -> Path:
     """Write the page of searches, name → result, as one file that opens with no network; gives its path."""
-    title = f"{len(runs)} searches"
+    name = f"{len(runs)} searches"
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return write_page(path, title, created, lambda draw: list(_body(runs, draw)))
+    return write_page(path, name, created, lambda draw: list(_body(runs, draw)))
 
 
 def _body(runs: Mapping[str, SearchResult], draw: Draw) -> list[str]:
     found = groups(runs)
-    text = "They answer one problem." if len(found) == 1 else f"They answer {len(found)} problems, a section each."
-    parts = [f"<header><h1>{len(runs)} searches</h1><p>{escape(text)}</p></header>"]
+    parts = [f"<header><h1>{len(runs)} searches</h1><p>{escape(explained(found))}</p></header>"]
     return parts + [_group(group, draw) for group in found]
 
 
@@ -74,13 +122,10 @@ def _group(group: Mapping[str, SearchResult], draw: Draw) -> str:
     run = next(iter(group.values()))
     problem = run.problem
     names = [o.name for o in problem.objectives]
-    limits = "".join(f", {n} ≤ {v:g}" for n, v in problem.limits.items())
-    devices = sorted({str(p) for p in run.provenance.get("profiles", {}).values() if p})
-    on = f" on {', '.join(devices)}" if devices else ""
-    asked = ", ".join(map(str, problem.objectives)) + limits
     parts = [
-        f"<h2>{escape(f'{problem.space.name}{on}: {asked}')}</h2>",
+        f"<h2>{escape(title(group))}</h2>",
         f'<div class="scroll">{table(COLUMNS, rows(group), numbers=range(2, len(COLUMNS)))}</div>',
+        *(f"<p>{escape(text)}</p>" for text in ties(group)),
     ]
     volumes = hypervolumes({n: _evaluated(r) for n, r in group.items()}, problem)
     if volumes:

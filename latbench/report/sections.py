@@ -83,15 +83,15 @@ def search(r: Report, draw: Draw) -> str:
     parts = ["<h2>The networks that were found</h2>", f'<p class="why">{escape(why)}</p>']
     parts.append(draw(charts.front_chart(s, x, y, seen), "Pareto front"))
     if s.picks:
-        own = "; ".join(f"{name}: {network}" for name, network in s.picks.items())
-        parts.append(f"<p>What {escape(s.searcher)} picks: {escape(own)}.</p>")
+        own = "".join(f"<li><b>{escape(network)}</b>: {escape(name)}</li>" for name, network in s.picks.items())
+        parts.append(f"<p>What {escape(s.searcher)} singles out:</p><ul>{own}</ul>")
     measured = [f for f in s.found if f.measured is not None]
     if measured:
         chart = draw(charts.found_chart(measured, seen), f"Predicted and {seen}")
         parts += [f"<h3>Predicted beside {seen}</h3>", chart]
     if s.found:
         parts.append(_found_table(s, y, r.level, seen))
-        parts.append("".join(f"<p>{escape(text)}</p>" for text in s.kept))
+        parts.append("".join(f"<p>{escape(text)}</p>" for text in (*s.kept, *s.ties)))
         parts += ["<h3>Their blocks</h3>", _LEGEND]
         for f in s.found:
             svg = diagram(f.network, f.block_ms, f.choices, f.name)
@@ -127,17 +127,22 @@ def course(r: Report, draw: Draw) -> str:
 
 def _found_table(s: SearchReport, y: str, measured: float, seen: str) -> str:
     rows = []
+    tested = any(f.test_error is not None for f in s.found)
     for f in s.found:
         m = f.measured
         off = "–" if m is None else f"{round((f.predicted.value / m.value - 1) * 100, 1) + 0.0:+.1f} %"
         inside = "–" if m is None else ("yes" if f.predicted.low <= m.value <= f.predicted.high else "no")
+        test = [] if not tested else ["–" if f.test_error is None else f"{f.test_error:.4g}"]
         rows.append((
-            f.name, f"{f.values[y]:.4g}" if y in f.values else "–", f"{f.predicted.value:.4g}", span(f.predicted),
-            "–" if m is None else f"{m.value:.4g}", "–" if m is None else span(m), off, inside,
+            f.name, f"{f.values[y]:.4g}" if y in f.values else "–", *test, f"{f.predicted.value:#.4g}",
+            span(f.predicted), "–" if m is None else f"{m.value:#.4g}", "–" if m is None else span(m), off, inside,
         ))  # fmt: skip
     levels = (f"{s.level:.0%} interval", f"{measured:.0%} interval")
-    columns = ("network", y, "predicted ms", levels[0], f"{seen} ms", levels[1], "off by", "inside its interval")
-    return f'<div class="scroll">{table(columns, rows, numbers=range(1, 7))}</div>'
+    columns = (
+        "network", y, *["test error"] * tested, "predicted ms", levels[0], f"{seen} ms", levels[1], "off by",
+        "inside its interval",
+    )  # fmt: skip
+    return f'<div class="scroll">{table(columns, rows, numbers=range(1, len(columns) - 1))}</div>'
 
 
 def trust(r: Report, draw: Draw) -> str:
