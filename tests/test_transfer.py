@@ -159,6 +159,19 @@ def test_intervals_hold_about_as_many_as_their_level_says(model):
     assert 0.75 <= ((y >= e.low) & (y <= e.high)).mean() <= 1.0
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_intervals_hold_on_a_device_that_is_far_noisier_than_its_sources(noise):
+    held = []
+    for seed in range(6):
+        archs, asked = SPACE.sample_archs(20, 100 + seed), SPACE.sample_archs(300, 500 + seed)
+        ms = device(archs, *NEW, seed=seed, noise=noise)
+        e = lb.fit("transfer", space=SPACE, archs=archs, latency_ms=ms, sources=SOURCES).predict_archs(SPACE, asked)
+        y = device(asked, *NEW, seed=1000 + seed, noise=noise)
+        held.append(((y >= e.low) & (y <= e.high)).mean())
+    # By the sources' errors alone: 0.73 and 0.75.
+    assert np.mean(held) > 0.82
+
+
 def test_an_interval_is_wider_where_the_architecture_is_unlike_all_that_were_measured():
     plain = ARCHS[(ARCHS != 3).all(axis=1)][:12]
     model = lb.fit("transfer", space=SPACE, archs=plain, latency_ms=device(plain, *NEW), sources=SOURCES)
