@@ -11,6 +11,7 @@ from scipy import stats
 
 from latbench.card import Card
 from latbench.errors import ConfigError
+from latbench.load import load_space
 from latbench.op import Op, TensorSpec
 from latbench.predictors.entries import Entry
 from latbench.predictors.hygiene import check
@@ -130,6 +131,12 @@ def test_a_pair_with_an_op_in_between_is_not_compared_twice():
     assert monotonicity(row)[1] == 4
 
 
+def test_an_op_that_cannot_be_tested_does_not_stand_between_two_that_can():
+    rows = [entry(conv(16), 1.0), entry(conv(32), 0.9, visits=1), entry(conv(48), 0.5)]
+    (found,), pairs = monotonicity(rows)
+    assert (found.smaller.op, found.larger.op, pairs) == (rows[0].op, rows[2].op, 1)
+
+
 def test_the_correction_grows_with_the_number_of_pairs():
     rising = [entry(conv(8 * (i + 1)), 1.1**i, visits=8) for i in range(30)]
     slow = entry(conv(8), 1.1 * 1.15, visits=8)
@@ -158,11 +165,44 @@ def test_check_names_breaks_and_says_how_many_pairs_it_compared():
     )
 
 
+def test_of_many_uncertain_entries_the_worst_are_named_behind_what_matters_more():
+    """A noisy campaign must not bury the rest: 60 uncertain entries are 21 lines, and the last ones."""
+    wide = [entry(conv(8 * (i + 1)), 1.0 + i, error=0.05 + 0.001 * i) for i in range(60)]
+    t = table(*wide, data={"last": "2020-01-31T00:00:00+00:00"})
+    said = [f for f in check(t) if f.severity == "warning"]
+    (old,) = (i for i, f in enumerate(said) if f.what == "age")
+    uncertain = [i for i, f in enumerate(said) if f.text.startswith("uncertain")]
+    assert old < min(uncertain)
+    assert len(uncertain) == 21
+    assert said[uncertain[0]].key == wide[-1].op.key
+    assert said[-1].text == "uncertain: 40 further entries of 60, beyond ± 5% all of them"
+
+
+def test_an_entry_of_one_visit_has_no_interval_to_speak_of():
+    said = texts(table(entry(conv(8), 1.0, visits=1)))
+    assert "uncertain: one Visit tells no interval" in said
+    assert "inf" not in said
+
+
+def test_a_value_outside_its_interval_is_a_problem():
+    e = Entry(conv(8), {"latency_ms": Interval(3.0, 1.0, 2.0)}, 4)
+    assert "the value 3 ms is outside its interval" in texts(table(e), "problem")
+
+
+def test_what_could_not_be_looked_for_is_said():
+    units = table(entry(conv(8), 1.0), setting=replace(SETTING, runtime="their-own"), device={"profile": "local-cpu"})
+    said = texts(units, "note")
+    assert "missing Ops: not known: no space says which Ops it should hold" in said
+    assert "staleness: not known: their-own is not installed here; --device local-cpu asks the device" in said
+    with_space = texts(units, "note", space=load_space("nasbench201", num_cells=1))
+    assert "missing Ops: not known: it holds units alone, and a space lists blocks" in with_space
+
+
 def test_a_negative_entry_is_a_problem_of_any_metric():
     e = Entry(conv(8), {"energy_mj": Interval(-1.0, -2.0, 0.0)}, 4, "", "energy_mj")
     found = check(Table(Card("table", SETTING, metric="energy_mj"), {e.op.key: e}))
     assert [(f.severity, f.key) for f in found if f.severity == "problem"] == [("problem", e.op.key)]
-    assert "energy_mj is a positive number, not -1.0 mJ" in found[0].text
+    assert "energy_mj is a positive number, not -1 mJ" in found[0].text
 
 
 def test_a_device_that_is_asked_tells_whether_the_table_is_stale():
@@ -233,6 +273,18 @@ def test_a_small_shift_of_all_ops_shows_in_the_tables_as_wholes_alone():
     assert c.p_value < 0.01
     assert diff(a, a).p_value == 1.0
     assert isnan(diff(table(entry(ops[0], 1.0)), table(entry(ops[0], 2.0))).p_value)
+
+
+def test_an_op_that_one_of_the_devices_refuses_is_told_apart():
+    ops = [conv(8 * (i + 1)) for i in range(4)]
+    refused = Entry(ops[0], {}, 0, "no such kernel")
+    broken = Entry(ops[1], {"latency_ms": Interval(-1.0, -2.0, -0.5)}, 4)
+    a = table(*(entry(op, 1.0) for op in ops[:3]), Entry(ops[3], {}, 0, "no"))
+    b = table(refused, broken, entry(ops[2], 1.0), Entry(ops[3], {}, 0, "no"))
+    for c in (diff(a, b), diff(b, a)):
+        assert c.incomparable == (ops[0].key, ops[1].key)
+        assert [d.key for d in c.differences] == [ops[2].key]
+        assert (c.only_a, c.only_b) == ((), ())
 
 
 def test_tables_of_two_metrics_cannot_be_compared():

@@ -140,7 +140,7 @@ def diff(
             "metric": c.metric, "settings": c.settings, "ratio": c.ratio, "p_value": c.p_value,
             "significant": significant, "differences": [{**asdict(d), "significant": d.significant}
                                                         for d in c.differences],
-            "only_first": c.only_a, "only_second": c.only_b,
+            "only_first": c.only_a, "only_second": c.only_b, "incomparable": c.incomparable,
         })  # fmt: skip
         return
     for line in c.settings:
@@ -167,6 +167,10 @@ def diff(
     note_clock(second.setting)
     if untested:
         note(f"{untested} Ops rest on a single Visit in one of the two: nothing tells whether they differ")
+    for key in c.incomparable:
+        pair = {"first": first.entries[key], "second": second.entries[key]}
+        refused = [f"the {name} refuses it: {e.reason}" for name, e in pair.items() if not e.supported]
+        warn(f"{pair['first'].op.label} cannot be compared: {refused[0] if refused else 'not a positive number'}")
     for name, keys in (("first", c.only_a), ("second", c.only_b)):
         if keys:
             note(f"only in the {name}: {len(keys)} Ops")
