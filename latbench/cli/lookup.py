@@ -57,11 +57,13 @@ def save(model: Predictor, root: Path, device: str) -> Path:
 def saved(root: Path, device: str | None = None) -> Iterator[Saved]:
     """Every saved predictor under the root (of one device), newest first; what cannot be read is warned of."""
     from latbench.card import Card
+    from latbench.predictors import files
 
     found = []
-    for card in root.glob(f"{_safe(profile_name(device)) if device else '*'}/*/card.json"):
+    for folder in files.saved_folders(root, f"{_safe(profile_name(device)) if device else '*'}/*"):
+        card = files.find_folder(folder) / files.CARD
         try:
-            found.append(Saved(card.parent, Card.loads(card.read_bytes(), str(card))))
+            found.append(Saved(folder, Card.loads(card.read_bytes(), str(card))))
         except (FileFormatError, OSError) as e:
             warn(f"skipped: {e}")
     yield from sorted(found, key=lambda s: (s.card.created, s.path.name), reverse=True)
