@@ -25,6 +25,7 @@ from latbench.predictors.kernel_fits import fit_kinds, unknown_spread
 from latbench.predictors.kernels import Kernels
 from latbench.predictors.regressors import KindModel, fit_kind, refit
 from latbench.predictors.table import Table
+from latbench.recalibration import Recalibrated
 from latbench.statistics import widened
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 from latbench.visit import Interval
@@ -322,6 +323,10 @@ def test_a_unit_of_unknown_kind_is_an_error_or_a_flagged_estimate_with_a_wider_i
     assert widths[0] > widths[1]
     with pytest.raises(ConfigError, match="unknown"):
         model.predict(net(True), unknown="zero")
+    again = Recalibrated(model.card, model, 1.5, 1.0)
+    assert again.predict(net(True), unknown="estimate").latency_ms == pytest.approx(1.5 * flagged.latency_ms)
+    with pytest.raises(UnknownOpError):
+        again.predict(net(True))
 
 
 def test_intervals_of_estimated_units_are_those_of_out_of_fold_estimates(unit_world):
