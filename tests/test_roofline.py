@@ -9,11 +9,12 @@ import pytest
 
 import latbench as lb
 from latbench.card import Card
-from latbench.errors import ConfigError, UncertainError, UnsupportedOpError
+from latbench.errors import ConfigError, FileFormatError, UncertainError, UnsupportedOpError
 from latbench.host_peaks import host_peaks
 from latbench.network import NetworkBuilder
 from latbench.op import Op
 from latbench.predictor import FitData
+from latbench.predictors import files
 from latbench.predictors.roofline import EFFICIENCY, PRIOR_SPREAD, Roofline
 from latbench.profile import Hardware, Profile, find_profile
 from latbench.setting import Setting
@@ -109,6 +110,44 @@ def test_a_profile_without_a_peak_is_an_error_that_names_the_key(missing):
     with pytest.raises(ConfigError, match=rf"hardware\.{missing}: missing"):
         Roofline.fit(bare_data(**known))
     assert Roofline.fit(bare_data(**known), **{missing: PEAKS[missing]}).peaks == PEAKS
+
+
+def test_all_that_a_profile_lacks_is_named_at_once():
+    with pytest.raises(ConfigError, match=r"hardware\.peak_gflops and hardware\.bandwidth_gbs: missing"):
+        Roofline.fit(bare_data())
+
+
+def test_launches_that_a_profile_does_not_know_are_a_warning_where_they_may_be_all():
+    """A GPU at batch 1 waits for them: a roofline without them is far below what its interval says."""
+    slow, fast = (bare_data(peak_gflops=p, bandwidth_gbs=p) for p in (1.0, 1e6))
+    assert not any("launch_us" in w for w in Roofline.fit(slow).predict(conv_network()).warnings)
+    (said,) = (w for w in Roofline.fit(fast).predict(conv_network()).warnings if "launch_us" in w)
+    assert "the starts of 1 kernels would take 0.008 ms" in said
+    known = Roofline.fit(fast, launch_us=5.0).predict(conv_network())
+    assert not any("launch_us" in w for w in known.warnings)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        (("calibration", "scale"), "fast"), (("calibration", "overhead_ms"), None), (("calibration", "factors"), "x"),
+        (("calibration", "ms_per_op"), [1]), (("calibration", "form"), 3), (("calibration", "sums_ms"), [1, "a"]),
+        (("calibration", "later"), 1.0), (("peaks", "launch_us"), "soon"), (("peaks", "peak_gflops"), 0),
+        (("peaks", "bandwidth_gbs"), None), (("unsupported",), 3),
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_refused_when_it_is_read(tmp_path, key, wrong):
+    """Even with checksums that fit: it must not be found out by an estimate."""
+    Roofline.fit(_DATA).save(tmp_path / "m")
+    folder = files.read_folder(tmp_path / "m", "roofline")
+    content = folder.json("roofline.json")
+    inner = content
+    for k in key[:-1]:
+        inner = inner[k]
+    inner[key[-1]] = wrong
+    files.write_folder(tmp_path / "m", folder.card, {**folder.files, "roofline.json": files.as_json(content)})
+    with pytest.raises(FileFormatError, match=rf"{tmp_path / 'm'}: not a roofline"):
+        Roofline.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, "fast", True])

@@ -137,3 +137,9 @@ def test_what_is_no_sum_has_no_costs_of_ops(model: tuple[Kernels, SearchSpace]) 
     kernels, space = model
     with pytest.raises(NotAdditiveError, match="predict_archs"):
         kernels.op_costs([op.key for op in space.ops()][:2])
+
+
+def test_effects_that_are_no_numbers_are_refused():
+    for wrong in ({"launch_ms": "soon"}, {"cold_ms_per_megabyte": None}, {"cache_megabytes": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a number, not"):
+            Effects(**wrong)
