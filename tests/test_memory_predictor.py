@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import latbench as lb
-from latbench.errors import MissingMetricError, NotAdditiveError, NotEnoughDataError
+from latbench.errors import FileFormatError, MissingMetricError, NotAdditiveError, NotEnoughDataError
 from latbench.liveness import block_peak, liveness, peak
 from latbench.network import NetworkBuilder
 from latbench.predictor import FitData
+from latbench.predictors import files
 from latbench.predictors.memory import AMOUNTS, Memory, amounts
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 
@@ -160,6 +161,21 @@ def test_coefficients_are_never_below_0_and_few_networks_keep_to_the_prior():
     assert (c >= 0).all()
     assert 0.5 < c[1] < 2.0
     assert len(AMOUNTS) == len(c) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("coefficients", np.nan), ("coefficients", -1.0), ("ranges", np.inf), ("coefficients", None), ("ranges", None)],
+)
+def test_a_file_of_something_else_is_refused_when_it_is_read(tmp_path, name, wrong):
+    """Even with checksums that fit; None stands for another shape."""
+    Memory.fit(DATA).save(tmp_path / "m")
+    folder = files.read_folder(tmp_path / "m", "memory")
+    arrays = folder.arrays("memory.npz")
+    arrays[name] = arrays[name][:1] if wrong is None else np.full_like(arrays[name], wrong)
+    files.write_folder(tmp_path / "m", folder.card, {**folder.files, "memory.npz": files.npz(**arrays)})
+    with pytest.raises(FileFormatError, match=rf"{tmp_path / 'm'}: not a memory predictor"):
+        Memory.load(tmp_path / "m")
 
 
 def test_a_store_of_memory_visits_is_fitted_and_validated(tmp_path, own_locks):

@@ -285,6 +285,7 @@ def _peaks(data: FitData, given: Mapping[str, Any]) -> tuple[dict[str, Any], str
         raise ConfigError(
             f"{profile}: {' and '.join(f'hardware.{key}' for key in missing)}: missing, and a roofline needs it; add "
             "it to the profile's TOML from the data sheet ([hardware] peak_gflops = cores in use × GHz × FLOP a "
-            f"cycle, bandwidth_gbs = what their memory gives), or give {' and '.join(f'the option {k}' for k in missing)}"
+            "cycle, bandwidth_gbs = what their memory gives), or give "
+            f"{' and '.join(f'the option {key}' for key in missing)}"
         )
     return peaks, "given" if all(k in given for k in _PEAKS) else source
