@@ -88,6 +88,13 @@ def test_an_activation_is_done_by_the_kernel_before_it_and_a_launch_is_paid_by_k
     assert paid - free == pytest.approx(0.040 / EFFICIENCY)
 
 
+def test_what_takes_no_time_of_its_own_says_why():
+    parts = Roofline.fit(bare_data(**PEAKS)).predict(conv_network()).breakdown
+    assert {p.label.split()[0]: (p.origin, p.value > 0) for p in parts} == {
+        "conv": ("roofline", True), "relu": ("in the kernel before", False),
+    }  # fmt: skip
+
+
 def test_a_data_type_has_the_peak_that_the_profile_gives_it():
     slow = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4)).predict(conv_network("f16"))
     fast = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4, peak_gflops_of={"f16": 4.0}))

@@ -48,6 +48,8 @@ FOLDED = frozenset({
     "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "gelu", "elu", "softplus", "leaky_relu",
     "clip", "prelu", "batch_norm", "identity", "dropout", "flatten", "reshape",
 })  # fmt: skip
+#: Origin of what takes no time of its own, so that its 0 ms are not taken for an answer.
+INSIDE = "in the kernel before"
 PRIOR = "share of the roofline that is usual"
 _PEAKS = ("peak_gflops", "bandwidth_gbs")
 #: What starting a kernel costs on the GPUs above, in µs. Where a profile does not say, and as much a kernel would be
@@ -152,7 +154,14 @@ class Roofline(Predictor):
         for op, name, ms in self._costs(net) or ():
             merged.setdefault(op.key, (op, ms, []))[2].append(name)
         parts = [
-            Part(key, op.label, len(names), self.calibration.op_ms(op, ms) * len(names), "roofline", tuple(names))
+            Part(
+                key,
+                op.label,
+                len(names),
+                self.calibration.op_ms(op, ms) * len(names),
+                INSIDE if op.kind in FOLDED else "roofline",
+                tuple(names),
+            )
             for key, (op, ms, names) in merged.items()
         ]
         warnings = self.calibration.warnings(sum(p.value for p in parts))
