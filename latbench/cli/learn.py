@@ -62,7 +62,8 @@ def learn(
 ) -> None:
     """Build `kernels` for a device: measure, fit, see what is estimated wrongly, measure that, until the time is up.
 
-    Each round's predictor is saved. It can be stopped at any time; run again, it goes on with what it has.
+    The best round's predictor, by its error on held-out networks, is saved as it goes. It can be stopped at any time;
+    run again, it goes on with what it has.
     """
     from latbench.adaptive import BRIEF
     from latbench.adaptive import learn as run
@@ -94,7 +95,7 @@ def learn(
                 wait,
             )  # fmt: skip
         except KeyboardInterrupt:
-            saved = f"; the last round's predictor is {kept.path}" if kept.path else ""
+            saved = f"; the best predictor so far is {kept.path}" if kept.path else ""
             note(f"stopped{saved}; everything measured is kept: run the same command again to go on")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     for text in learnt.notes[:5]:
@@ -103,6 +104,8 @@ def learn(
         why = learnt.rounds[-1].failed if learnt.rounds else "nothing was measured"
         raise ConfigError(f"{minutes:g} minutes were too short for a predictor: {why}; give more with --minutes")
     say(f"{learnt.minutes:.1f} minutes used; saved {kept.path}", "bold")
+    if learnt.kept != learnt.rounds[-1].number:
+        note(f"it is of round {learnt.kept}: later ones predict the held-out networks less well")
     note(f"next: latbench predict MODEL.onnx --model {kept.path}")
 
 
@@ -116,7 +119,7 @@ def _statistic(name: str | None) -> Statistic | None:
 
 
 class _Kept:
-    """The newest predictor on disk; the one of the round before makes way for it."""
+    """The best predictor on disk; the one that was saved before makes way for it."""
 
     def __init__(self, device: str, models: Path, out: Path | None) -> None:
         self.device, self.models, self.out = device, models, out
