@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from math import inf, isnan, nan
 
 import numpy as np
@@ -14,7 +15,7 @@ from latbench.errors import ConfigError
 from latbench.load import load_space
 from latbench.op import Op, TensorSpec
 from latbench.predictors.entries import Entry
-from latbench.predictors.hygiene import check
+from latbench.predictors.hygiene import OLD_DAYS, check
 from latbench.predictors.table import Table
 from latbench.predictors.table_diff import diff
 from latbench.predictors.table_tests import excess_error, holm, monotonicity, spread, welch
@@ -121,6 +122,8 @@ def test_only_ops_of_one_make_are_compared_and_only_where_all_amounts_agree():
         entry(conv(64, kernel=1), 0.5),  # another kind of kernel
         entry(conv(64, size=7), 0.5),  # more channels, fewer positions
         entry(conv(64, groups=16), 0.5),  # another kind of kernel, too
+        entry(conv(64, quant="w8a8"), 0.5),  # in whole numbers
+        entry(conv(64, density=0.5), 0.5),  # half of its weights are zero
     ]
     for other in others:
         assert monotonicity([base, other]) == ([], 0)
@@ -157,6 +160,16 @@ def test_noise_explains_what_it_explains():
     assert excess_error(0.05, 0.0, 50) == (0.0, 0.05)
 
 
+def test_sums_that_noise_may_explain_are_no_warning_however_far_they_are_off():
+    """Five networks that noise alone moves by 6 % tell nothing of 9 %; five hundred do."""
+    few, many = (
+        table(entry(conv(8), 1.0), validation={"score": {"rmspe": 0.09, "n": n}, "noise_floor": 0.12}) for n in (5, 500)
+    )
+    assert "sums over Ops miss" not in texts(few)
+    assert "additivity: sums over Ops miss 5 held-out networks" in texts(few, "note")
+    assert "sums over Ops miss 500 held-out networks by 9.0% RMSPE" in texts(many)
+
+
 def test_check_names_breaks_and_says_how_many_pairs_it_compared():
     t = table(entry(conv(32), 1.0), entry(conv(64), 0.8))
     assert "20% below a smaller Op: 0.8 ms, and 1 ms" in texts(t)
@@ -176,6 +189,17 @@ def test_of_many_uncertain_entries_the_worst_are_named_behind_what_matters_more(
     assert len(uncertain) == 21
     assert said[uncertain[0]].key == wide[-1].op.key
     assert said[-1].text == "uncertain: 40 further entries of 60, beyond ± 5% all of them"
+
+
+def test_problems_come_first_and_notes_last():
+    t = table(entry(conv(8), 1.0, error=0.1), data={"last": "2020-01-31T00:00:00+00:00"})
+    t.entries["late"] = Entry(conv(16), {"latency_ms": Interval(-1.0, -2.0, 0.0)}, 4)
+    space = load_space("nasbench201", num_cells=1)
+    blocks = Table(Card("table", SETTING), {op.key: entry(op, 1.0) for op in space.ops()[1:]})
+    for found in (check(t), check(blocks, space)):
+        severities = [f.severity for f in found]
+        assert set(severities) == {"problem", "warning", "note"}
+        assert severities == sorted(severities, key=("problem", "warning", "note").index)
 
 
 def test_an_entry_of_one_visit_has_no_interval_to_speak_of():
@@ -234,6 +258,9 @@ def test_age_and_drift_are_told():
     assert "on 2020-01-31" in said
     assert "moved by 35 %" in said
     assert "drift: w" in said
+    for days, is_old in ((OLD_DAYS + 2, True), (OLD_DAYS - 2, False)):
+        last = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        assert ("old: measured" in texts(table(entry(conv(8), 1.0), data={"last": last}))) == is_old
     fresh = {"drift": {"span_percent": 3.0, "model": "controls", "warnings": []}}
     assert "drift" not in texts(table(entry(conv(8), 1.0), data=fresh))
 
