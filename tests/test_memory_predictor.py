@@ -12,7 +12,7 @@ from latbench.errors import FileFormatError, MissingMetricError, NotAdditiveErro
 from latbench.liveness import block_peak, liveness, peak
 from latbench.network import NetworkBuilder
 from latbench.predictor import FitData
-from latbench.predictors import files
+from latbench.predictors import files, memory
 from latbench.predictors.memory import AMOUNTS, Memory, amounts
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 
@@ -161,6 +161,37 @@ def test_coefficients_are_never_below_0_and_few_networks_keep_to_the_prior():
     assert (c >= 0).all()
     assert 0.5 < c[1] < 2.0
     assert len(AMOUNTS) == len(c) - 1
+
+
+@dataclass
+class OneCoefficient(MemoryWorld):
+    """A runtime that holds whatever it is 1.2 times."""
+
+    def network_ms(self, net):
+        weights, tensors, _, _ = amounts(net)
+        return 0.4 * MB + 1.2 * (weights + tensors)
+
+
+def test_a_richer_form_that_is_hardly_better_is_not_taken():
+    """Noise makes one of them the best most of the time."""
+    forms = [
+        Memory.fit(OneCoefficient(WORLD.space, noise=0.02, seed=s).data(30)).card.model["peak_memory_bytes"]
+        for s in range(4)
+    ]
+    assert {m["form"] for m in forms} == {"weights and activations together"}
+    assert any(min(m["tried"], key=m["tried"].get) != m["form"] for m in forms)
+
+
+def test_a_network_a_little_larger_than_the_calibrations_is_no_extrapolation():
+    *smaller, largest = sorted(DATA.calibration, key=lambda m: amounts(m.net)[0])
+    assert not Memory.fit(replace(DATA, calibration=tuple(smaller))).predict(largest.net).warnings
+
+
+def test_a_space_is_looked_up_as_a_chain_only_where_whole_networks_say_the_same(monkeypatch):
+    """A plugin's space may add up over Ops and still hold more at once than any of its blocks."""
+    assert memory._chain(WORLD.space) is not None
+    monkeypatch.setattr(memory, "amounts", lambda net: tuple(1.1 * x for x in amounts(net)))
+    assert memory._chain(WORLD.space) is None
 
 
 @pytest.mark.parametrize(

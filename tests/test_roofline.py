@@ -95,6 +95,23 @@ def test_what_takes_no_time_of_its_own_says_why():
     }  # fmt: skip
 
 
+def test_a_simulators_own_error_widens_every_interval():
+    plain = bare_data(**PEAKS)
+    simulated = replace(plain, card=plain.card.replace(setting=replace(plain.setting, model_error=0.5)))
+    narrow, wide = (Roofline.fit(d).predict(conv_network()) for d in (plain, simulated))
+    sd = np.log(wide.high_ms / wide.latency_ms) / 1.6449
+    assert np.log(narrow.high_ms / narrow.latency_ms) / 1.6449 == pytest.approx(PRIOR_SPREAD, rel=1e-4)
+    assert sd == pytest.approx(np.hypot(PRIOR_SPREAD, 0.5), rel=1e-4)
+
+
+def test_what_a_profile_says_goes_before_what_the_machine_says_of_itself():
+    data = bare_data(bandwidth_gbs=3.0)
+    here = replace(data, card=data.card.replace(device={"profile": "local-cpu", "hardware": {"bandwidth_gbs": 3.0}}))
+    peaks = Roofline.fit(here).peaks
+    assert peaks["bandwidth_gbs"] == 3.0
+    assert peaks["peak_gflops"] > 0
+
+
 def test_a_data_type_has_the_peak_that_the_profile_gives_it():
     slow = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4)).predict(conv_network("f16"))
     fast = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4, peak_gflops_of={"f16": 4.0}))

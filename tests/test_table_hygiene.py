@@ -278,6 +278,13 @@ def test_a_simulators_table_has_one_warning_of_its_own_error_and_exact_differenc
     assert [d.significant for d in c.differences] == [True, False, False]
 
 
+def test_a_simulators_table_beside_a_measured_one_leaves_the_measured_ones_noise():
+    simulated = replace(SETTING, clock="simulated", model_error=0.2)
+    a, b = table(entry(conv(8), 1.0, 0.05), setting=simulated), table(entry(conv(8), 1.02, 0.05))
+    assert not diff(a, b).differences[0].significant
+    assert not diff(b, a).differences[0].significant
+
+
 def test_a_difference_is_judged_by_the_visits_behind_it():
     ops = [conv(8 * (i + 1)) for i in range(8)]
     a = table(*(entry(op, 1.0, 0.01) for op in ops))
