@@ -187,6 +187,18 @@ def test_a_network_a_little_larger_than_the_calibrations_is_no_extrapolation():
     assert not Memory.fit(replace(DATA, calibration=tuple(smaller))).predict(largest.net).warnings
 
 
+def test_many_tensors_at_once_are_all_counted_and_the_largest_named():
+    b = NetworkBuilder("wide")
+    x = b.input((1, 8, 16, 16))
+    branches = [b.conv(x, 8, kernel=1, name=f"c{i}") for i in range(12)]
+    net = b.build(b.op("concat", *branches, axis=1, name="all"))
+    model = Memory.fit(DATA)
+    e = model.predict(net)
+    (rest,) = (p for p in e.breakdown if p.label == "further tensors")
+    assert rest.count == len(peak(net).tensors) - sum(p.label.endswith("while all runs") for p in e.breakdown) > 0
+    assert e.value == pytest.approx(model.coefficients[0] + np.dot(model.coefficients[1:], amounts(net)))
+
+
 def test_a_space_is_looked_up_as_a_chain_only_where_whole_networks_say_the_same(monkeypatch):
     """A plugin's space may add up over Ops and still hold more at once than any of its blocks."""
     assert memory._chain(WORLD.space) is not None
