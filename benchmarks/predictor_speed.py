@@ -3,10 +3,11 @@
 ``network`` is fitted to 900 measured architectures of NAS-Bench-201 on a few device settings, then asked for 50,000
 random ones: the first time nothing is kept of earlier calls and every distinct architecture is encoded and computed,
 later ones are looked up. Random architectures repeat themselves in so small a space: how many are distinct is printed,
-and the first call's speed counted by those alone, too, in a call of its own that asks for each once. For a space too large to keep, mobilenetv3, it is fitted to 100 architectures whose times a
-formula makes, and each call computes anew. Checking the architectures and intervals included. Target: ≥ 50,000 a
-second of processor time (of all threads together), each call, and of distinct ones; what passed on the clock, other programs' load included,
-is beside it. One thread where ``OMP_NUM_THREADS=1``.
+and the speed by those alone, too, in a call of its own that asks for each once with nothing kept. For a space too large
+to keep, mobilenetv3, it is fitted to 100 architectures whose times a formula makes, and each call computes anew.
+Checking the architectures and intervals included. Target: ≥ 50,000 a second of processor time (of all threads
+together), each call, and of distinct ones; what passed on the clock, other programs' load included, is beside it. One
+thread where ``OMP_NUM_THREADS=1``.
 
 ``python -m benchmarks.predictor_speed [--repeats 5]``
 """
@@ -31,6 +32,8 @@ from latbench.space import SearchSpace
 
 TARGET = 50_000.0
 ASKED = 50_000
+#: What is printed of each fit: :func:`rates`.
+COLUMNS = ("first", "first, clock", "distinct", "first, distinct", "first, distinct, clock", "warm", "warm, clock")
 #: A GPU, a CPU and a phone.
 SETTINGS = ("1080ti_256", "gold_6240", "pixel3")
 
@@ -87,8 +90,7 @@ def main() -> None:
         f"{ASKED:,} architectures at once",
         ["fitted to", "first call, a second", "on the clock", "distinct", "each once, a second", "on the clock",
          "later calls", "on the clock", "encodings", "families", f"target {TARGET:,.0f}"],
-        [[k, *(f"{f[w]:,.0f}" for w in ("first", "first, clock", "distinct", "first, distinct", "first, distinct, clock",
-                                        "warm", "warm, clock")),
+        [[k, *(f"{f[w]:,.0f}" for w in COLUMNS),
           ", ".join(f["encodings"]), ", ".join(f["families"]), verdict(_least(f) >= TARGET)]
          for k, f in figures.items()],
     )  # fmt: skip

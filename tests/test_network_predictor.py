@@ -85,6 +85,19 @@ def test_drift_is_told_from_the_architectures_and_the_reference_is_its_mean():
     assert blind.card.model["cv_rmspe"] > 3 * np.std(np.log(level))
 
 
+def test_intervals_at_places_in_the_order_are_narrower_than_those_at_the_reference_where_drift_cannot_be_foretold():
+    rng = np.random.default_rng(1)
+    archs, order = CELLS.sample_archs(200, 1), np.arange(200.0)
+    drift = np.cumsum(rng.normal(0, 0.03, 200))
+    ms = eager_ms(archs) * np.exp(drift + rng.normal(0, 0.003, 200))
+    model = lb.fit("network", space=CELLS, archs=archs, latency_ms=ms, order=order, families="process")
+    assert model.card.model["drift"]["fitted"]
+    at, still = model.predict_archs(CELLS, archs, order=order), model.predict_archs(CELLS, archs)
+    want = [model._conformals[k].factor(0.9) for k in ("in order", "reference")]
+    assert [half(e).min() for e in (at, still)] == pytest.approx(want)
+    assert want[0] < 0.5 * want[1]
+
+
 def test_an_order_that_says_nothing_is_left_out():
     archs = CELLS.sample_archs(120, 1)
     ms = eager_ms(archs) * np.exp(np.random.default_rng(0).normal(0, 0.03, 120))
