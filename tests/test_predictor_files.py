@@ -196,3 +196,14 @@ def test_another_setting_is_refused_naming_every_field(world):
     other: Setting = replace(world.setting, device="other", threads=8)
     with pytest.raises(SettingMismatchError, match=r"(?s)device: 'test-device' ≠ 'other'.*threads: 1 ≠ 8"):
         files.require_setting(card, other)
+
+
+def test_whoever_gets_numbers_of_a_bundled_predictor_is_told_whose_they_are(tmp_path, capsys):
+    model = load_predictor("mobilenetv3-224-amd-epyc-table")
+    lookup.note_bundled(str(tmp_path), model, tmp_path, "local-cpu")
+    assert capsys.readouterr().err == ""
+    lookup.note_bundled("bundled with latbench: mobilenetv3-224-amd-epyc-table", model, tmp_path, "local-cpu")
+    told = capsys.readouterr().err
+    for words in ("mobilenetv3-224-amd-epyc-table", model.setting.device, "AMD EPYC", model.card.data["first"][:10]):
+        assert words in told
+    assert "latbench learn --device local-cpu" in told
