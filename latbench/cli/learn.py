@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from math import isnan
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from latbench.predictors.kernels import Kernels
     from latbench.protocol import Statistic
     from latbench.rounds import Progress
+
+
+#: Rounds of a learning curve that are printed of a card.
+CURVE_ROWS = 6
 
 
 def learn(
@@ -144,6 +150,22 @@ def _row(r: Round) -> None:
         f"{_error(r.rmspe, r.held_out_networks):>18}  {'' if isnan(r.within_10) else percent(r.within_10, 0):>5}  "
         f"{r.failed or kinds}"
     )
+
+
+def print_curve(rows: Sequence[Mapping[str, Any]], kept: int | None) -> None:
+    """A card's learning curve, as many of its rounds as :data:`CURVE_ROWS`; ``kept`` is the round of the predictor."""
+    from latbench.adaptive import Round
+
+    names = [f.name for f in fields(Round)]
+    rounds = [Round(**{k: nan if (v := r.get(k)) is None else v for k in names}) for r in rows]
+    step = max(1, -(-(len(rounds) - 1) // (CURVE_ROWS - 1)))
+    shown = [x for i, x in enumerate(rounds) if i % step == 0 or x is rounds[-1] or x.number == kept]
+    say(f"learning curve, {len(shown)} of {len(rounds)} rounds" if len(shown) < len(rounds) else "learning curve")
+    _head()
+    for x in shown:
+        _row(x)
+    if kept not in (None, rounds[-1].number):
+        note(f"the predictor is of round {kept}")
 
 
 def _error(rmspe: float, n: int) -> str:

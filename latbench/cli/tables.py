@@ -12,6 +12,7 @@ import typer
 
 from latbench.cli import lookup
 from latbench.cli.console import ms, note, percent, print_json, say, span, table, warn
+from latbench.cli.learn import print_curve
 from latbench.cli.measure import note_clock, setting_words
 from latbench.cli.options import (
     DEFAULT_MODELS,
@@ -68,7 +69,10 @@ def show(
     what = f"statistic {card.statistic}" if card.statistic else card.metric
     say(f"made {card.created} by latbench {card.latbench}, {what}")
     for name, value in card.data.items():
-        say(f"{name}: {_words(value)}")
+        if name not in ("learning", "learning_round"):
+            say(f"{name}: {_words(value)}")
+    if card.data.get("learning"):
+        print_curve(card.data["learning"], card.data.get("learning_round"))
     if card.validation is not None:
         say(str(Validation.from_json(card.validation)))
     for text in card.notes:
