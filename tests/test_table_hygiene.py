@@ -122,7 +122,7 @@ def test_only_ops_of_one_make_are_compared_and_only_where_all_amounts_agree():
         entry(conv(64, kernel=1), 0.5),  # another kind of kernel
         entry(conv(64, size=7), 0.5),  # more channels, fewer positions
         entry(conv(64, groups=16), 0.5),  # another kind of kernel, too
-        entry(conv(64, quant="w8a8"), 0.5),  # in whole numbers
+        entry(conv(256, quant="w8a8"), 0.5),  # in whole numbers
         entry(conv(64, density=0.5), 0.5),  # half of its weights are zero
     ]
     for other in others:
