@@ -157,7 +157,8 @@ def print_curve(rows: Sequence[Mapping[str, Any]], kept: int | None) -> None:
     from latbench.adaptive import Round
 
     names = [f.name for f in fields(Round)]
-    rounds = [Round(**{k: nan if (v := r.get(k)) is None else v for k in names}) for r in rows]
+    told: list[dict[str, Any]] = [{k: nan if (v := r.get(k)) is None else v for k in names} for r in rows]
+    rounds = [Round(**t) for t in told]
     step = max(1, -(-(len(rounds) - 1) // (CURVE_ROWS - 1)))
     shown = [x for i, x in enumerate(rounds) if i % step == 0 or x is rounds[-1] or x.number == kept]
     say(f"learning curve, {len(shown)} of {len(rounds)} rounds" if len(shown) < len(rounds) else "learning curve")

@@ -84,7 +84,7 @@ def find_folder(path: str | Path) -> Path:
 def saved_folders(root: Path, pattern: str) -> list[Path]:
     """Folders of saved predictors under ``root`` whose paths match a glob pattern, for :func:`find_folder`: no drafts,
     and the earlier one of a predictor only where its successor never came, by the predictor's own name."""
-    found = {}
+    found: dict[Path, None] = {}
     for card in root.glob(f"{pattern}/{CARD}"):
         folder = card.parent
         if folder.name.startswith("."):

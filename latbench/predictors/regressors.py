@@ -69,11 +69,11 @@ class KindModel:
         y = _costs_log(x, a["costs"]) if self.base == "costs" else _ridge_predict(x, a)
         if self.residual == GP:
             z = _scaled(x, a)[:, a["gp_columns"].astype(int)]
-            return y + gaussian.means(z, a["gp_x"], a["gp_lengths"], a["gp_alpha"])
+            return np.asarray(y + gaussian.means(z, a["gp_x"], a["gp_lengths"], a["gp_alpha"]))
         if self.residual == "gp":
             length = float(a["gp_length"])
             rows = (_kernel(row[None], a["gp_x"], length) @ a["gp_alpha"] for row in _scaled(x, a))
-            return y + np.array([v for (v,) in rows])
+            return np.asarray(y + np.array([v for (v,) in rows]))
         if self.residual:
             trees = self._trees.inplace_predict(x, validate_features=False)
             return np.asarray(trees if self.residual == "xgb monotone" else y + trees, np.float64)
