@@ -108,25 +108,84 @@ def trees(space: SearchSpace, archs: npt.NDArray[np.int64], seed: int) -> tuple[
     ), x  # fmt: skip
 
 
-def alone(data: Table, target: str, rows: npt.NDArray[np.int64], query: npt.NDArray[np.int64], seed: int) -> Floats:
-    """A Gaussian process on how often each operation occurs, on all edges and on live ones, in milliseconds: the best
-    fit to a target's own networks alone among those that were tried (also: in logarithms, ridge, paths and MACs)."""
+@cache
+def _source_outputs(name: str) -> Floats:
+    """(15,625,) logarithms that ridge regression on both encodings says of a setting's architectures."""
+    from sklearn.linear_model import Ridge
+
+    from latbench.predictors.encodings import encode
+
+    data = nasbench201()
+    x = np.concatenate([encode(data.space, data.archs, kind) for kind in ("raw", "live")], axis=1)
+    z = (x - x.mean(0)) / np.maximum(x.std(axis=0), 1e-9)
+    y = np.log(data.ms[name])
+    return np.asarray(Ridge(10.0).fit(z, y).predict(z), np.float64)
+
+
+def quick(data: Table, target: str, rows: npt.NDArray[np.int64], query: npt.NDArray[np.int64], seed: int) -> Floats:
+    """The quick baseline: a Gaussian process on the logarithms of source models' outputs and on cell features."""
+    outputs = np.stack([_source_outputs(name) for name in data.sources(target)], axis=1)
+    x = np.concatenate([(outputs - outputs.mean(0)) / outputs.std(axis=0), _cell_features(data)], axis=1)
+    return np.exp(_process(x[rows], np.log(data.ms[target][rows]), x[query], seed))
+
+
+def _cell_features(data: Table) -> Floats:
+    """(n, 10) how often each operation occurs, on all edges and on live ones, scaled."""
+    space: Any = data.space
+    both = (data.archs, np.where(space.live_edges(data.archs), data.archs, 0))
+    counts = np.stack([(x == c).sum(axis=1) for x in both for c in range(5)], axis=1).astype(np.float64)
+    return np.asarray((counts - counts.mean(0)) / counts.std(axis=0), np.float64)
+
+
+def _process(x: Floats, y: Floats, asked: Floats, seed: int) -> Floats:
+    """What a Gaussian process with a smooth and a linear part, fitted to ``y`` at ``x``, says of ``asked``."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 
-    space: Any = data.space
-    archs = data.archs
-    counts = np.stack(
-        [(x == c).sum(axis=1) for x in (archs, np.where(space.live_edges(archs), archs, 0)) for c in range(5)], axis=1
-    ).astype(np.float64)
-    z = (counts - counts.mean(0)) / counts.std(axis=0)
     kernel = ConstantKernel(1) * RBF(5, (1, 100)) + ConstantKernel(0.1) * DotProduct(1) + WhiteKernel(0.01, (1e-5, 1.0))
     gp = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=seed)
-    y = data.ms[target]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        gp.fit(z[rows], y[rows])
-    return np.asarray(np.maximum(gp.predict(z[query]), 0.05 * y[rows].min()), np.float64)
+        gp.fit(x, y)
+    return np.asarray(gp.predict(asked), np.float64)
+
+
+def trees_and_ridge(
+    x: Floats, y: Floats, asked: Floats, seed: int, order: tuple[Floats, Floats] | None = None
+) -> Floats:
+    """The mean of extra trees and ridge regression on logarithms ``y`` (n,) at ``x`` (n, d), at rows ``asked`` (m, d).
+
+    With ``order``, the running numbers of both, out-of-fold residuals are smoothed over it and added: the mean of
+    the 15 nearest rows, weighed by a triangle.
+    """
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.linear_model import Ridge
+
+    def fitted(rows: Any, at: Floats) -> Floats:
+        mean, scale = x[rows].mean(0), np.maximum(x[rows].std(axis=0), 1e-9)
+        forest = ExtraTreesRegressor(100, min_samples_leaf=2, random_state=seed, n_jobs=1).fit(x[rows], y[rows])
+        ridge = Ridge(1.0).fit((x[rows] - mean) / scale, y[rows])
+        return np.asarray((forest.predict(at) + ridge.predict((at - mean) / scale)) / 2, np.float64)
+
+    out = fitted(np.arange(len(y)), asked)
+    if order is None:
+        return out
+    fold = np.random.default_rng(seed).permutation(len(y)) % 5
+    left = np.empty(len(y))
+    for k in range(5):
+        left[fold == k] = y[fold == k] - fitted(np.flatnonzero(fold != k), x[fold == k])
+    apart = np.abs(order[1][:, None] - order[0])
+    near = np.argpartition(apart, 15, axis=1)[:, :15]
+    away = np.take_along_axis(apart, near, axis=1)
+    weights = 1 - away / (away.max(axis=1, keepdims=True) + 1)
+    return np.asarray(out + (weights * left[near]).sum(axis=1) / weights.sum(axis=1))
+
+
+def alone(data: Table, target: str, rows: npt.NDArray[np.int64], query: npt.NDArray[np.int64], seed: int) -> Floats:
+    """A Gaussian process on how often each operation occurs, on all edges and on live ones, in milliseconds: the best
+    fit to a target's own networks alone among those that were tried (also: in logarithms, ridge, paths and MACs)."""
+    z, y = _cell_features(data), data.ms[target]
+    return np.asarray(np.maximum(_process(z[rows], y[rows], z[query], seed), 0.05 * y[rows].min()), np.float64)

@@ -11,6 +11,7 @@ Seeds 1000 to 1003 served for development.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,7 @@ def main() -> None:
         ok = own["network"]["rmspe"] <= TARGETS[name] and own["network"]["within_10"] >= WITHIN_10
         rows.append(["", f"target: {verdict(ok)}", percent(TARGETS[name]), "", percent(WITHIN_10, 1), ""])
         own |= {k: float(np.mean([r[k] for r in runs])) for k in ("coverage", "width")}
-        own["chosen"] = {c: sum(f"{r['encodings']}: {r['families']}" == c for r in runs)
-                         for c in {f"{r['encodings']}: {r['families']}" for r in runs}}  # fmt: skip
+        own["chosen"] = dict(Counter(f"{r['encodings']}: {r['families']}" for r in runs).most_common())
         figures[name] = {**own, "met": ok, "target": TARGETS[name], "published": published[0]}
         met = met and ok
     title = f"{args.n} measured networks of the phone, {args.seeds} seeds"

@@ -22,7 +22,7 @@ from latbench.visit import Boundary, Failure
 
 from .onnx_context import Wrapped, cut_block, cut_unit, reorder_model, wrap
 from .onnx_graph import REORDERS, RuntimeGraph
-from .onnx_lower import lowered
+from .onnx_lower import lowered, written
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +37,7 @@ BATCH = 16
 class Artefacts:
     """Artefacts of one target in ``folder``. ``block`` is the block size of the device's blocked layout.
 
+    Networks are written for ``opset`` and ``ir_version``; users' files stay as they are up to ``kept``, both of them.
     ``network_io`` says how whole networks are run ("feeds", "bound"). Where a provider compiles, nothing is optimised
     ahead or cut: everything is compiled as it is loaded, at level ``compiled_at``, and Ops are networks of their own.
     """
@@ -44,8 +45,10 @@ class Artefacts:
     network_io = "feeds"
     compiled_at: str | None = None
 
-    def __init__(self, folder: Path, block: int, opset: int, ir_version: int, optimise: Optimise) -> None:
-        self.folder, self.block, self.opset, self.ir_version = folder, block, opset, ir_version
+    def __init__(
+        self, folder: Path, block: int, opset: int, ir_version: int, kept: tuple[int, int], optimise: Optimise
+    ) -> None:
+        self.folder, self.block, self.opset, self.ir_version, self.kept = folder, block, opset, ir_version, kept
         self._optimise = optimise
         self._memory: dict[str, Artefact] = {}
 
@@ -217,11 +220,11 @@ class Artefacts:
         """A network as the device can read it, and what was done to a user's own file for that."""
         if net.source is None:
             return self.to_onnx(net).SerializeToString(), {}
-        return lowered(net.source, self.opset, self.ir_version, net.name)
+        return lowered(net.source, *self.kept, net.name)
 
     def to_onnx(self, net: Network) -> onnx.ModelProto:
-        """A network in the profile's operator set."""
-        return net.to_onnx(opset=self.opset, ir_version=self.ir_version)
+        """A network in the profile's operator set, or a newer one that its operators need and the device reads."""
+        return written(net, self.opset, self.ir_version, self.kept[0])
 
 
 def file_name(subject: Op | Network) -> str:

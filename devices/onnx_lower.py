@@ -1,8 +1,9 @@
-"""Users' own ONNX files for devices that read only older operator sets and IR versions.
+"""Networks and users' own ONNX files in operator sets and IR versions that a device reads.
 
-Networks are written for the device's operator set to begin with (:mod:`latbench.onnx_export`); a file that is newer
-than the device reads is converted down by onnx's own version converter, and where that does not know how, the node that
-is in the way is named.
+Networks are written for one operator set to begin with (:mod:`latbench.onnx_export`), or a newer one that the device
+reads where an operator of theirs needs it (:func:`written`). A file stays as it is; one that is newer than the device
+reads is converted down by onnx's own version converter, and where that does not know how, the node that is in the way
+is named (:func:`lowered`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,20 @@ from latbench.errors import ModelError, UnsupportedOpError
 
 if TYPE_CHECKING:
     import onnx
+
+    from latbench.network import Network
+
+
+def written(net: Network, opset: int, ir_version: int, most: int) -> onnx.ModelProto:
+    """A network in this operator set; where ``most`` is above it, in the default one or whatever its operators need.
+
+    Raises :class:`UnsupportedOpError` naming the node that needs more than ``most``.
+    """
+    if most > opset:
+        model = net.to_onnx(ir_version=ir_version)
+        if next(o.version for o in model.opset_import if not o.domain) <= most:
+            return model
+    return net.to_onnx(opset=max(opset, most), ir_version=ir_version)
 
 
 def lowered(source: bytes, opset: int, ir_version: int, name: str) -> tuple[bytes, dict[str, Any]]:

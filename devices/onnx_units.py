@@ -23,8 +23,9 @@ from latbench.work import work
 
 from .fusion import units_by_rule
 from .onnx_graph import RuntimeGraph, node_names
-from .onnx_lower import lowered
+from .onnx_lower import lowered, written
 from .onnx_optimise import CPU, whole_unit
+from .onnxruntime_versions import kept
 
 if TYPE_CHECKING:
     import onnx
@@ -176,18 +177,18 @@ def _plan(setting: Setting, net: Network) -> list[Unit]:
     def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
         return optimise_here(model.SerializeToString(), str(o["graph_optimization"]), str(o["provider"]))
 
-    def to_onnx(n: Network) -> onnx.ModelProto:
-        return n.to_onnx(opset=int(o["opset"]), ir_version=int(o["ir_version"]))
+    opset, ir_version = int(o["opset"]), int(o["ir_version"])
+    most = kept(opset, ir_version, version)
 
-    if (here := block_size(optimise(probe_model(int(o["opset"]), int(o["ir_version"]))))) != o["nchwc_block"]:
+    def to_onnx(n: Network) -> onnx.ModelProto:
+        return written(n, opset, ir_version, most[0])
+
+    if (here := block_size(optimise(probe_model(opset, ir_version)))) != o["nchwc_block"]:
         raise ModelError(
             f"this host's CPU lays out channels in blocks of {here}, device {setting.device} in blocks of "
             f"{o['nchwc_block']}: open the device and ask its units"
         )
-    if net.source:
-        first = onnx.load_model_from_string(lowered(net.source, int(o["opset"]), int(o["ir_version"]), net.name)[0])
-    else:
-        first = to_onnx(net)
+    first = onnx.load_model_from_string(lowered(net.source, *most, net.name)[0]) if net.source else to_onnx(net)
     return units_of(optimise(first), net, int(o["nchwc_block"]), to_onnx, optimise)
 
 

@@ -41,7 +41,7 @@ from .onnx_units import (
     units_of,
     units_to_json,
 )
-from .onnxruntime_versions import newest
+from .onnxruntime_versions import default, newest
 from .python_runner import PythonRunnerOptions, PythonRunnerRuntime, cuda_versions
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXE
 class OnnxOptions(CoresOptions):
     """What the profile's ``[runtime]`` section says of onnxruntime, whatever drives it.
 
-    ``opset`` and ``ir_version`` are the newest that models are written for; without them 17 and 8, or what the device's
-    onnxruntime can read where that is less. ``provider_options`` are the execution provider's own. ``fusion`` names a
-    file of what was measured to be fused (`latbench fusion`), for a provider that compiles and shows no graph.
+    ``opset`` and ``ir_version`` are the newest that models are written for, and that a user's file may have; without
+    them 17 and 8, or what the device's onnxruntime can read where that is less, and for files all that it can read.
+    ``provider_options`` are the execution provider's own. ``fusion`` names a file of what was measured to be fused
+    (`latbench fusion`), for a provider that compiles and shows no graph.
     """
 
     execution_mode: Literal["sequential", "parallel"] = "sequential"
@@ -94,7 +95,7 @@ class OnnxSessions(CoresRuntime):
         prune(self.folder)
         self._units: dict[str, str] = {}  # those of the last time it was open may be another version's
         self.block = 0 if self.compiles else self._block()
-        self._artefacts = Artefacts(self.folder, self.block, self.opset, self.ir_version, self._optimise)
+        self._artefacts = Artefacts(self.folder, self.block, self.opset, self.ir_version, self._kept(), self._optimise)
         if self.options.provider != CPU:
             self._artefacts.network_io = "bound"
         if self.compiles:
@@ -141,13 +142,20 @@ class OnnxSessions(CoresRuntime):
                     f"{self.where}:\n  runtime.{key}: onnxruntime {self.version} on the device reads {key} {limit} at "
                     f"most, not {wanted}; leave the key away, or set {key} = {limit}"
                 )
-        return o.opset or min(17, limits[0]), o.ir_version or min(8, limits[1])
+        usual = default(self.version)
+        return o.opset or usual[0], o.ir_version or usual[1]
+
+    def _kept(self) -> tuple[int, int]:
+        """Up to which operator set and IR version a user's file stays as it is: a named one is a limit for it, too."""
+        o, most = self.options, newest(self.version)
+        return o.opset or most[0], o.ir_version or most[1]
 
     def _target(self) -> dict[str, Any]:
         o = self.options
         return {
             "device": self.identity(), "runtime": self.name, "version": self.version, "provider": o.provider,
             "graph_optimization": o.graph_optimization, "opset": self.opset, "ir_version": self.ir_version,
+            "kept": self._kept(),
             **({"provider_options": o.provider_options} if o.provider_options else {}),
         }  # fmt: skip
 

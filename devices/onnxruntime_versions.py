@@ -26,3 +26,16 @@ def newest(version: str) -> tuple[int, int]:
     numbers = [int(n) for n in re.findall(r"\d+", version)[:2]]
     known = [v for v in NEWEST if v <= (*numbers, 0, 0)[:2]]
     return NEWEST[max(known, default=min(NEWEST))]
+
+
+def default(version: str) -> tuple[int, int]:
+    """Operator set and IR version that networks are written for: 17 and 8, where that much is read."""
+    opset, ir_version = newest(version)
+    return min(17, opset), min(8, ir_version)
+
+
+def kept(opset: int, ir_version: int, version: str) -> tuple[int, int]:
+    """Up to which operator set and IR version a user's file stays as it is, in a Setting that is written for these:
+    all that its onnxruntime reads, unless the profile named another one than the default."""
+    usual, most = default(version), newest(version)
+    return most[0] if opset == usual[0] else opset, most[1] if ir_version == usual[1] else ir_version

@@ -1,9 +1,9 @@
 """A predictor for a device within minutes: measure, fit, see what is estimated wrongly, measure that, and so on.
 
 :func:`learn` runs one campaign whose plan grows. Each round fits ``kernels`` to all that the store holds of the
-Setting, judges it on Ops and networks that are held out, saves it, and chooses the next Ops by
+Setting, judges it on Ops and networks that are held out, keeps whichever round's is best, and chooses the next Ops by
 :mod:`latbench.adaptive_choice`. Every Visit is committed as it arrives, so that it can be stopped at any moment, and
-goes on where it stopped. Time counts per campaign, also over several runs.
+goes on where it stopped. Time counts per campaign, also over several runs (:mod:`latbench.adaptive_clock`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from latbench.adaptive_choice import KindState, choose
+from latbench.adaptive_clock import TimedLedger, used_s
 from latbench.adaptive_source import Source
 from latbench.campaign import begun, opened_device, opened_store, told_how_it_ends
 from latbench.device import Device
@@ -49,8 +50,8 @@ FIRST_OPS, GROWTH = 64, 0.4
 OPS_PER_NETWORK, CANDIDATES = 16, 2
 #: Seconds that an Op takes before it is known.
 _OP_S = 0.3
-#: Gaps between Visits longer than this were pauses of the campaign.
-_PAUSE_S = 180.0
+#: Fewest held-out networks that say whether an earlier round's predictor is better than the newest.
+FEWEST_JUDGES = 5
 
 OnRound = Callable[["Round"], None]
 
@@ -80,13 +81,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Learnt:
-    """The predictor, None where too little was measured for one; the learning curve, and the minutes used in all."""
+    """The best round's predictor, None where too little was measured for one; the learning curve, the minutes used in
+    all, and the number of the round that the predictor is of."""
 
     predictor: Kernels | None
     rounds: tuple[Round, ...]
     minutes: float
     campaign: str
     notes: tuple[str, ...] = ()
+    kept: int = 0
 
 
 def learn(
@@ -106,9 +109,10 @@ def learn(
     """Build ``kernels`` for a device within ``minutes`` of measuring; run again, it goes on with what it has.
 
     ``networks`` and ``space`` say what it is for, if that is known: their units come first and count more. ``out`` is
-    called with every round's predictor, the best so far. ``protocol`` defaults to that of the profile in its
-    :data:`BRIEF` form, ``statistic`` to the protocol's. Raises what campaigns raise
-    (:class:`latbench.campaign.Campaign`).
+    called after every round with the best predictor so far: the newest, unless an earlier one of this run knows all
+    networks that are held out by now, too, and has the lower RMSPE on them (where there are :data:`FEWEST_JUDGES`).
+    ``protocol`` defaults to that of the profile in its :data:`BRIEF` form, ``statistic`` to the protocol's. Raises what
+    campaigns raise (:class:`latbench.campaign.Campaign`).
     """
     with ExitStack() as stack:
         opened = stack.enter_context(opened_store(store))
@@ -128,10 +132,11 @@ def learn(
         while len(source.items) <= max((s.item for s in slots), default=0):
             if not source.more():
                 break
-        ledger = Ledger(opened, record.id, source.plan, how, device.setting)
+        ledger = TimedLedger(opened, record.id, source.plan, how, device.setting)
         used = used_s(ledger)
         learning = Learning(opened, device, source, ledger, statistic or how.statistic, seed)
-        learning.began, learning.until = began - used, began + 60.0 * minutes - used
+        ledger.began = learning.began = began - used
+        learning.until = learning.began + 60.0 * minutes
         learning.on_round, learning.out = on_round, out
         run = Run(device, how, ledger, lease, None, feed=learning)
 
@@ -148,22 +153,13 @@ def learn(
             except _TimeUp:
                 learning.assess()
         return Learnt(
-            learning.model, tuple(learning.rounds), learning.minutes, record.id, tuple(dict.fromkeys(source.notes))
-        )
+            learning.best, tuple(learning.rounds), learning.minutes, record.id, tuple(dict.fromkeys(source.notes)),
+            learning.kept,
+        )  # fmt: skip
 
 
 class _TimeUp(Exception):  # noqa: N818 - it is no error
     """The time is over."""
-
-
-def used_s(ledger: Ledger) -> float:
-    """Seconds that a campaign has taken so far, pauses left out, by its Visits."""
-    times = sorted((v.started, v.ended) for v in ledger.kept)
-    if not times:
-        return 0.0
-    ends = np.maximum.accumulate([e for _, e in times])
-    gaps = np.array([b for b, _ in times[1:]]) - ends[:-1]
-    return float(ends[-1] - times[0][0] - gaps[gaps > _PAUSE_S].sum())
 
 
 class Learning:
@@ -178,7 +174,10 @@ class Learning:
         self.store, self.device, self.source, self.ledger = store, device, source, ledger
         self.statistic, self.seed = statistic, seed
         self.began = self.until = time.monotonic()
+        #: The newest, by which the next Ops are chosen; the one that was the best, and its round.
         self.model: Kernels | None = None
+        self.best: Kernels | None = None
+        self.kept = 0
         self.rounds: list[Round] = []
         self._kinds: dict[str, KindState] = {}
         done = sum(isinstance(ledger.plan.items[s.item].subject, Op) and s.visit == 0 for s in ledger.slots.values())
@@ -273,7 +272,7 @@ class Learning:
     # -- how good it is -----------------------------------------------------------------------------------------
 
     def assess(self) -> None:
-        """Fit to all that was measured, judge by what is held out, save, tell."""
+        """Fit to all that was measured, judge by what is held out, tell, keep the best."""
         began = time.monotonic()
         profile = profile_name(self.store, self.device)
         gathered = Gathered(self.store, self.device.setting, profile, None, None)
@@ -302,11 +301,24 @@ class Learning:
         self._learn_kinds(data.ops, model, errors)
         self._tell(found, len(data.ops), len(data.calibration), off, why)
         if model is not None:
-            curve = [{k: None if v != v else v for k, v in asdict(r).items()} for r in self.rounds]  # NaN
-            self.model = model.with_card(model.card.replace(data={**model.card.data, "learning": curve}))
-            if self.out is not None:
-                self.out(self.model)
+            self._keep(model, found, gathered)
         self._fit_s = time.monotonic() - began
+
+    def _keep(self, newest: Kernels, found: Validation | None, gathered: Gathered) -> None:
+        """Keep whichever predicts the held-out networks better: the newest, or the best before it, both of today."""
+        best, number = newest, self.rounds[-1].number
+        if self.best is not None and found is not None and found.score.n >= FEWEST_JUDGES:
+            earlier, _ = gathered.validate(self.best, self.statistic, found.level)
+            # One that does not know all of these networks is not better, however right it is about the others.
+            if earlier is not None and earlier.score.n == found.score.n and earlier.score.rmspe < found.score.rmspe:
+                card = self.best.card.replace(validation=earlier.to_json())
+                best, number = self.best.with_card(card), self.kept
+        curve = [{k: None if v != v else v for k, v in asdict(r).items()} for r in self.rounds]  # NaN
+        self.kept = number
+        data = {**best.card.data, "learning": curve, "learning_round": number}
+        self.best = best.with_card(best.card.replace(data=data))
+        if self.out is not None:
+            self.out(self.best)
 
     def _learn_kinds(self, ops: Any, model: Kernels | None, held_out: dict[str, list[float]]) -> None:
         kinds: dict[str, KindState] = {}

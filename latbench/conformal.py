@@ -13,7 +13,7 @@ validation show what is reached.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, floor, isfinite
 from typing import Any
 
@@ -100,6 +100,8 @@ class Conformal:
 _OWN = (0.3, 6.0)
 #: How far the intervals follow a device's own leave-one-out errors: the powers that are tried.
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: A device's own errors are the least where they are larger than those of this share of the others.
+_WORSE = 0.75
 #: Quantiles that stand for a distribution of scores.
 _GRID = np.linspace(0.0, 1.0, 2001)
 
@@ -116,16 +118,21 @@ class Normalised:
     new device's own leave-one-out errors the scale: their mean absolute score to a ``power`` that the other devices
     agreed on. What is guaranteed: over devices exchangeable with those that gave the shape, coverage tends to the level
     as their number grows. For one certain device, or one unlike them all, nothing is guaranteed, but what its own
-    errors say. Without other devices it is the jackknife's finite-sample quantile of the own scores, whose guarantee
+    errors say: where they are larger than those of three quarters of the devices in its part, their finite-sample
+    quantile is the least that the factor may be, so that a noisy device among calm ones does not get the intervals of
+    those (were it the least everywhere, exchangeable devices would hold 93 % at 90 %: it errs to the wide side of one
+    network in n). Without other devices it is the jackknife's finite-sample quantile of the own scores, whose guarantee
     needs networks exchangeable with the measured ones; chosen networks are not, though they are chosen to be harder.
 
-    ``scores`` (m,) sorted; ``own`` the scale of the device's own errors, ``devices`` how many others gave the shape.
+    ``scores`` (m,) sorted; ``own`` the scale of the device's own errors, ``devices`` how many others gave the shape,
+    ``floor`` (n,) the device's own scores, sorted, where they are the least; else, and in earlier files, empty.
     """
 
     scores: Floats
     own: float = 1.0
     power: float = 0.0
     devices: int = 0
+    floor: Floats = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def from_left_out(cls, scores: npt.ArrayLike) -> Normalised:
@@ -150,17 +157,19 @@ class Normalised:
         spreads = [float(np.std(np.log(ends / scales**p))) for p in _POWERS]
         power = _POWERS[int(np.argmin(spreads))]
         pooled = np.quantile(shape / scales[:, None] ** power, _GRID)
-        own = float(_scale(np.abs(np.asarray(left_out, np.float64))[None])[0])
-        return cls(np.asarray(pooled, np.float64), own, power, len(shape))
+        mine = np.sort(np.abs(np.asarray(left_out, np.float64)))
+        own = float(_scale(mine[None])[0])
+        floor = mine if own > np.quantile(scales, _WORSE) else np.empty(0)
+        return cls(np.asarray(pooled, np.float64), own, power, len(shape), floor)
 
     def factor(self, level: float = 0.9) -> float:
         """What multiplies the model's deviation to give half an interval at ``level``; above 0."""
         if not 0 < level < 1:
             raise ConfigError(f"level: an interval's level is between 0 and 1, not {level}")
-        if self.devices:
-            return max(float(np.interp(level, _GRID, self.scores) * self.own**self.power), 1e-6)
-        n = len(self.scores)
-        return max(float(self.scores[min(ceil(level * (n + 1) - 1e-9), n) - 1]), 1e-6)
+        if not self.devices:
+            return max(_finite_sample(self.scores, level), 1e-6)
+        least = _finite_sample(self.floor, level) if len(self.floor) else 0.0
+        return max(float(np.interp(level, _GRID, self.scores) * self.own**self.power), least, 1e-6)
 
     def enough(self, level: float) -> bool:
         """True if what it rests on suffices for the level."""
@@ -183,19 +192,27 @@ class Normalised:
 
     def to_arrays(self, prefix: str = "normalised") -> dict[str, Floats]:
         """Arrays for an npz file."""
-        return {f"{prefix}_scores": self.scores, f"{prefix}_scale": np.array([self.own, self.power, self.devices])}
+        return {f"{prefix}_scores": self.scores, f"{prefix}_scale": np.array([self.own, self.power, self.devices]),
+                f"{prefix}_floor": self.floor}  # fmt: skip
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "normalised") -> Normalised:
         """The inverse of :meth:`to_arrays`. Raises :class:`KeyError`, :class:`ValueError`."""
         own, power, devices = (float(x) for x in arrays[f"{prefix}_scale"])
-        return cls(np.asarray(arrays[f"{prefix}_scores"], np.float64), own, power, int(devices))
+        floor = np.asarray(arrays.get(f"{prefix}_floor", np.empty(0)), np.float64)
+        return cls(np.asarray(arrays[f"{prefix}_scores"], np.float64), own, power, int(devices), floor)
 
 
 def _scale(scores: Floats) -> Floats:
     """(e,) mean absolute scores of (e, n), none counted beyond 4 and none taken further than :data:`_OWN`; a normal
     error's mean absolute score is 0.8."""
     return np.asarray(np.clip(np.minimum(scores, 4.0).mean(axis=1) / 0.8, *_OWN), np.float64)
+
+
+def _finite_sample(scores: Floats, level: float) -> float:
+    """The ceil(level × (n + 1))-th smallest of n sorted scores, the largest where n is too small for the level."""
+    n = len(scores)
+    return float(scores[min(ceil(level * (n + 1) - 1e-9), n) - 1])
 
 
 def _most(n: int) -> str:

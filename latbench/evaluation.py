@@ -30,6 +30,8 @@ Floats = npt.NDArray[np.float64]
 #: Names of the baselines.
 MACS, ADDITIVE = "baseline: MACs", "baseline: additive"
 BASELINES = (MACS, ADDITIVE)
+#: A measured value below this share of its column's median is suspicious: networks that computed nothing, say.
+SUSPICIOUS = 0.01
 #: Where a predictor is asked at each row's place in the order.
 IN_ORDER = " (in order)"
 
@@ -80,6 +82,14 @@ class Run:
         score = Score.of(answers.value, answers.measured)
         return cls(name, seed, score, answers.coverage, answers.width, fit_s, predict_s, picked, n, answers)
 
+    def without(self, below_ms: float) -> Run:
+        """The same answers scored without the networks that measured less. Raises :class:`NotEnoughDataError` where
+        none is left."""
+        a = self.answers
+        kept = a.measured >= below_ms
+        left = Answers(*(x[kept] if len(x) else x for x in (a.measured, a.value, a.low, a.high)))
+        return Run.of(self.name, self.seed, self.n, left, self.fit_s, self.predict_s, self.picked)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, the answers left out."""
         return {**{k: v for k, v in vars(self).items() if k != "answers"}, "score": asdict(self.score)}
@@ -97,13 +107,15 @@ def evaluate(
     level: float = 0.9,
     seed: int = 0,
     skip: Callable[[str, Exception], None] | None = None,
+    on_run: Callable[[Run], None] | None = None,
 ) -> list[Run]:
     """Runs of every predictor and baseline on ``seeds`` splits.
 
     ``n`` networks are taken from the rows ``pool`` (first, last + 1; all rows if None), at random; a predictor that
     learns from other devices, and is given some, measures the networks that it chose. All other rows outside the pool
     (outside the ``n`` where all rows are the pool) are asked. With an order, predictors that know one are asked both
-    with and without each row's place. ``skip`` is told of predictors that cannot learn from arrays, else they raise.
+    with and without each row's place. ``skip`` is told of predictors that cannot learn from arrays, else they raise;
+    ``on_run`` of each run as it ends.
     Raises :class:`ConfigError` for rows that are not there, and a target among its sources.
     """
     import latbench as lb
@@ -124,6 +136,12 @@ def evaluate(
     given = {s: (t.archs, t.values) for s, t in others.items()}
     runs: list[Run] = []
     left_out: set[str] = set()
+
+    def ended(one: Run) -> None:
+        runs.append(one)
+        if on_run is not None:
+            on_run(one)
+
     for number in range(seed, seed + seeds):
         rng = np.random.default_rng(number)
         drawn = np.sort(rng.choice(inside, n, replace=False))
@@ -154,7 +172,7 @@ def evaluate(
                     e = model.predict_archs(times.space, times.archs[asked], level=level, **more)
                     took = time.perf_counter() - begun
                     answers = Answers(y[asked], e.value, e.low, e.high)
-                    runs.append(Run.of(name + way, number, n, answers, fit_s, took, "chosen" if uses else "random"))
+                    ended(Run.of(name + way, number, n, answers, fit_s, took, "chosen" if uses else "random"))
             except (NotEnoughDataError, ConfigError) as e:
                 if skip is None:
                     raise
@@ -165,8 +183,16 @@ def evaluate(
             begun = time.perf_counter()
             value = baseline(times.space, times.archs[drawn], y[drawn], times.archs[asked])
             took = time.perf_counter() - begun
-            runs.append(Run.of(name, number, n, Answers(y[asked], value), took, 0.0))
+            ended(Run.of(name, number, n, Answers(y[asked], value), took, 0.0))
     return runs
+
+
+def suspicious(values: npt.ArrayLike) -> tuple[float, npt.NDArray[np.int64]]:
+    """Milliseconds of which less is suspicious in a column (n,) of measured values, :data:`SUSPICIOUS` of its median,
+    and the rows that are. One such row can be all of an RMSPE: what is predicted is thousands of times as much."""
+    v = np.asarray(values, np.float64)
+    below = SUSPICIOUS * float(np.nanmedian(v))
+    return below, np.flatnonzero(v < below)
 
 
 @dataclass(frozen=True)
@@ -225,7 +251,7 @@ def _times_of(times: Times, column: str) -> ArchTimes:
 
 
 def means(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """Predictor → means over its runs, in the order in which they first occur."""
+    """Predictor → means over its runs, in the order in which they first occur; ``…_spread``: standard deviations."""
     by_name: dict[str, list[Run]] = {}
     for r in runs:
         by_name.setdefault(r.name, []).append(r)
@@ -234,7 +260,8 @@ def means(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
         name: {
             **{k: float(np.mean([getattr(r.score, k) for r in rs])) for k in keys},
             **{k: float(np.mean([getattr(r, k) for r in rs])) for k in ("coverage", "width", "fit_s", "predict_s")},
-            **{f"{k}_spread": float(np.std([getattr(r.score, k) for r in rs])) for k in ("rmspe", "within_10")},
+            **{f"{k}_spread": float(np.std([getattr(r.score, k) for r in rs])) for k in keys[:-1]},
+            **{f"{k}_spread": float(np.std([getattr(r, k) for r in rs])) for k in ("coverage", "width")},
         }
         for name, rs in by_name.items()
     }

@@ -9,12 +9,13 @@ picked like those.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +93,19 @@ class Recalibrated(Predictor):
         )
         return cls(card, model, factor, width)
 
-    def predict(self, net: Network, *, level: float = 0.9, max_uncertainty: float | None = None) -> Estimate:
-        """The model's estimate, recalibrated. Raises what the model raises, and :class:`UncertainError`."""
-        e = self.model.predict(net, level=level)
+    def predict(
+        self,
+        net: Network,
+        *,
+        level: float = 0.9,
+        max_uncertainty: float | None = None,
+        unknown: Literal["error", "estimate"] = "error",
+    ) -> Estimate:
+        """The model's estimate, recalibrated. ``unknown`` is passed on to a model that can estimate unknown Ops; one
+        that cannot refuses them as ever. Raises what the model raises, and :class:`UncertainError`."""
+        ask: Any = self.model.predict
+        more = {"unknown": unknown} if "unknown" in inspect.signature(ask).parameters else {}
+        e: Estimate = ask(net, level=level, **more)
         x = e.interval
         low, high = self._ends(np.array([x.value]), np.array([x.low]), np.array([x.high]))
         interval = Interval(x.value * self.factor, float(low[0]), float(high[0]))

@@ -210,10 +210,15 @@ class Estimate:
 @dataclass(frozen=True)
 class ArchEstimates:
     """Values of many architectures: arrays of shape (n,), in the unit of ``metric`` (milliseconds of latency where it
-    is not said); NaN where ``supported`` is false."""
+    is not said); NaN where ``supported`` is false.
+
+    ``extrapolated`` (n,) is true where a predictor warns that an architecture lies outside what was measured; None
+    where it does not tell.
+    """
 
     value: npt.NDArray[np.float64]
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
     supported: npt.NDArray[np.bool_]
     metric: str = LATENCY
+    extrapolated: npt.NDArray[np.bool_] | None = None

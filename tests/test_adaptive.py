@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy_device import QUICK, NumpyDevice
 
-from latbench.adaptive import Learnt, Round, learn, used_s
+from latbench.adaptive import FEWEST_JUDGES, Learning, Learnt, Round, learn
 from latbench.adaptive_choice import FIRST, KindState, choose
+from latbench.adaptive_clock import used_s
 from latbench.adaptive_pool import FAMILIES, random_network
 from latbench.adaptive_source import Source
+from latbench.card import Card
 from latbench.device import Job, Unit
 from latbench.ledger import Ledger
 from latbench.network import Network
@@ -22,8 +25,10 @@ from latbench.predictors import plans
 from latbench.predictors.features import kernel_kind
 from latbench.predictors.kernels import Kernels
 from latbench.protocol import Protocol
+from latbench.rounds import Progress
 from latbench.setting import Setting
 from latbench.store import Store
+from latbench.validation import Validation
 from latbench.visit import Visit
 
 
@@ -90,9 +95,7 @@ def test_rounds_make_a_predictor_that_is_right_on_networks_that_no_fit_has_seen(
     assert model.card.data["learning"][-1]["ops"] == seen[-2].ops
     net = random_network(5, 1)
     again = Kernels.load(model.save(tmp_path / "model"))
-    ends = [(e.latency_ms, e.low_ms, e.high_ms) for e in (m.predict(net, unknown="estimate") for m in (again, model))]
-    # Sums of arrays that were read may be taken in another order than of those that were made: the last bit.
-    assert ends[0] == pytest.approx(ends[1], rel=1e-12)
+    assert again.predict(net, unknown="estimate").metrics == model.predict(net, unknown="estimate").metrics
 
 
 @pytest.mark.usefixtures("one_each")
@@ -145,6 +148,60 @@ def test_the_networks_that_it_is_for_come_first_and_calibrate(tmp_path):
     assert own.key in device.taken
     measured = set(device.taken) & {n.op.key for n in own.nodes}
     assert measured
+
+
+def test_the_predictor_that_is_kept_is_the_one_that_the_networks_held_out_by_now_find_best():
+    networks = 2 * FEWEST_JUDGES
+    measured = np.ones(networks)
+
+    class Judges:
+        """Held-out networks; a model's card says how far it is off, and of how many of them it knows all Ops."""
+
+        def validate(self, model: Kernels, statistic: str, level: float) -> tuple[Validation, list[str]]:
+            said, known = measured * (1 + model.card.data["off"]), model.card.data["known"]
+            x = said[:known]
+            return Validation.of(x, 0.9 * x, 1.1 * x, measured[:known], level=level, statistic=statistic), []
+
+    def model(off: float, known: int = networks) -> Kernels:
+        made = Kernels.__new__(Kernels)
+        made.card = Card("kernels", Setting("law", "numpy", ""), "p50", {}, data={"off": off, "known": known})
+        return made
+
+    learning, kept = Learning.__new__(Learning), []
+    learning.best, learning.kept, learning.rounds, learning.statistic, learning.out = None, 0, [], "p50", kept.append
+    row = Round(0, 1.0, 1, 1, 1, 0.1, networks, 0.1, 1.0, 1.0)
+    # The second knows too few of the networks to be the best, the fourth is worse than the third, the last is better.
+    for m in (model(0.3), model(0.01, known=networks - 1), model(0.05), model(0.2), model(0.04)):
+        learning.rounds.append(replace(row, number=len(learning.rounds) + 1))
+        learning._keep(m, Judges().validate(m, "p50", 0.9)[0], Judges())
+    assert [m.card.data["learning_round"] for m in kept] == [1, 2, 3, 3, 5]
+    assert [len(m.card.data["learning"]) for m in kept] == [1, 2, 3, 4, 5]
+    assert kept[3].card.validation["score"]["rmspe"] == pytest.approx(0.05)
+    assert learning.kept == 5
+    assert learning.best is kept[-1]
+
+
+@pytest.mark.usefixtures("one_each")
+def test_a_pause_between_two_runs_is_no_time_of_the_campaign_however_short_it_is(tmp_path):
+    def stop(p: Progress) -> None:
+        if p.stage == "measure" and len(device.taken) - before >= 20:
+            raise StopError
+
+    seconds, device = [], LawDevice("law")
+    for start in (0.0, 60.0):  # a minute later
+        before = len(device.taken)
+        with pytest.MonkeyPatch.context() as later:
+            later.setattr("time.time", lambda now=time.time, start=start: now() + start)
+            with pytest.raises(StopError):
+                learn(device, minutes=60, store=tmp_path / "s.db", on_progress=stop, protocol=QUICK)
+        with Store.open(tmp_path / "s.db") as store:
+            (record,) = store.campaigns()
+            visits = [v for v in store.visits(record.setting) if v.ok]
+        ledger = Ledger.__new__(Ledger)
+        ledger.kept = visits
+        seconds.append(used_s(ledger))
+    assert max(v.ended for v in visits) - min(v.started for v in visits) > 60
+    assert 0 < seconds[0] < seconds[1] < 60
 
 
 def test_pauses_do_not_count_as_time_used():

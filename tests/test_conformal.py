@@ -135,6 +135,20 @@ def test_over_exchangeable_devices_intervals_hold_as_often_as_the_level_says(n):
     assert np.mean(held) == pytest.approx(0.9, abs=0.03)
 
 
+def test_a_device_with_larger_errors_than_most_in_its_part_gets_no_less_than_its_own_quantile():
+    rng = np.random.default_rng(3)
+    others, elsewhere = rng.normal(size=(40, 19)), rng.normal(size=(40, 400))
+    noisy, calm = np.linspace(0.1, 4, 19), np.linspace(0.01, 0.4, 19)
+    c = Normalised.from_devices(noisy, others, elsewhere)
+    assert c.factor(0.9) == pytest.approx(np.sort(noisy)[17])
+    assert c.factor(0.5) >= np.sort(noisy)[9]
+    usual = Normalised.from_devices(np.sort(rng.normal(size=19)) * 0.9, others, elsewhere)
+    assert not len(usual.floor)
+    assert Normalised.from_devices(calm, others, elsewhere).factor(0.9) < 2
+    back = Normalised.from_arrays(c.to_arrays("x"), "x")
+    assert back.factor(0.9) == c.factor(0.9)
+
+
 def test_no_scores_are_refused_and_levels_are_checked():
     with pytest.raises(NotEnoughDataError):
         Normalised.from_left_out([])

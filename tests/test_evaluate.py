@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,63 @@ def test_every_predictor_and_both_baselines_stand_in_one_table(file):
     assert r.exit_code == 0, r.output
     for said in ("network", "baseline: MACs", "baseline: additive", "±1 %", "Kendall", "60 asked, 2 splits"):
         assert said in r.output
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A predictor that fits at once: the mean of what it was given, and a fifth more or less."""
+
+    def fit(name, *, latency_ms, **_):
+        def predict_archs(space, archs, **_):
+            value = np.full(len(archs), np.mean(latency_ms))
+            return SimpleNamespace(value=value, low=0.8 * value, high=1.2 * value)
+
+        return SimpleNamespace(card=SimpleNamespace(model={}), predict_archs=predict_archs)
+
+    monkeypatch.setattr(lb, "fit", fit)
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_tells_each_split_as_it_ends_and_the_table_shows_the_spread_over_splits(file):
+    args = (file, "network", "--space", "nasbench201", "--target", "phone", "--pool", "0:60", "--n", 15, "--seeds", 2)
+    r = run(*args)
+    told = [line for line in r.stderr.splitlines() if line.startswith("phone, 15 networks, split ")]
+    assert [x.partition(": RMSPE")[0] for x in told] == [f"phone, 15 networks, split {k} of 2: network" for k in (1, 2)]
+    found = json.loads(run(*args, "--json").stdout)
+    scores = [x["score"]["rmspe"] for x in found["runs"] if x["name"] == "network"]
+    assert found["means"]["network"]["rmspe_spread"] == pytest.approx(np.std(scores))
+    (line,) = (x for x in r.stdout.splitlines() if x.split()[:1] == ["network"])
+    assert f"{100 * np.mean(scores):.1f}% ±{100 * np.std(scores):.1f}" in line
+    assert "standard deviation" in r.stderr
+    assert "suspicious" not in r.stderr
+    assert "suspicious" not in found
+
+
+@pytest.mark.usefixtures("quick")
+def test_rows_that_hardly_took_any_time_are_named_and_errors_told_without_them_too(file, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, page = pq.read_table(file), tmp_path / "page.html"
+    phone = table["phone"].to_numpy().copy()
+    phone[[70, 90]] = 0.004
+    odd = tmp_path / "odd.parquet"
+    pq.write_table(table.set_column(table.column_names.index("phone"), "phone", pa.array(phone)), odd)
+    args = ("network", "--space", "nasbench201", "--target", "phone", "--pool", "0:60", "--n", 15, "--seeds", 1)
+    r = run(odd, *args, "--report", page)
+    warning = "2 of 120 measured rows of phone (rows 70, 90) are below"
+    assert warning in r.stderr
+    assert "phone without these rows: 15 measured networks, 58 asked" in r.stdout
+    assert warning in page.read_text()
+    found = json.loads(run(odd, *args, "--json").stdout)
+    assert found["suspicious"]["rows"] == [70, 90]
+    with_them, without = (found[k]["network"]["rmspe"] for k in ("means", "means_without_suspicious"))
+    assert with_them > 50 * without
+    times = read_times(odd, CELLS, ["phone"])
+    (network, *_) = evaluate(times, "phone", [], ["network"], n=15, seeds=1, pool=(0, 60))
+    kept = network.answers.measured > 0.01
+    again = Score.of(network.answers.value[kept], network.answers.measured[kept])
+    assert without == pytest.approx(again.rmspe)
 
 
 def test_json_holds_every_run(file):

@@ -17,7 +17,7 @@ from numpy_device import NumpyDevice, failing, unsupported
 from latbench.cli import main
 from latbench.device import Device, Job
 from latbench.errors import ConfigError, FileFormatError, SettingMismatchError
-from latbench.fusion_detection import Trimmed, contrasts, detect, looks_at, share_interval
+from latbench.fusion_detection import Trimmed, contrasts, detect, judge, looks_at, share_interval
 from latbench.fusion_probes import PATTERNS, probes
 from latbench.fusion_rules import FusionRule, FusionRules
 from latbench.network import Network, NetworkBuilder
@@ -103,6 +103,35 @@ def test_verdicts_are_hardly_ever_wrong_however_noisy_the_device_is(truth: list[
     assert wrong < 7
 
 
+def judged(monkeypatch: pytest.MonkeyPatch, asked: Sequence[str], p: float, **more: float) -> dict[str, FusionRule]:
+    """What becomes of patterns whose test says ``p``, uncorrected, at every look."""
+    seen = {"saved": 1.0, "low": 0.9, "high": 1.1, **more}
+    monkeypatch.setattr(
+        "latbench.fusion_detection.judge",
+        lambda pattern, rounds: FusionRule(pattern, "undecided", p=p, visits=len(rounds), **seen),
+    )
+    with Board([]) as board:
+        return {r.pattern: r for r in detect(board, asked, rounds=20, alpha=0.05).rules}
+
+
+def test_the_level_is_divided_among_looks_and_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at each pattern is another chance to be wrong."""
+    each = 0.05 / len(looks_at(20))
+    assert len(looks_at(20)) > 3
+    assert judged(monkeypatch, ["conv+relu"], 0.9 * each)["conv+relu"].verdict == "fused"
+    assert judged(monkeypatch, ["conv+relu"], 1.1 * each)["conv+relu"].verdict == "undecided"
+    pair = ["conv+relu", "add+relu"]
+    assert {r.verdict for r in judged(monkeypatch, pair, 0.6 * each).values()} == {"undecided"}
+    decided = judged(monkeypatch, pair, 0.4 * each)
+    assert [r.p for r in decided.values()] == pytest.approx([0.8 * each, 0.4 * each])  # Holm steps down
+
+
+def test_what_saves_more_than_a_fusion_could_is_no_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = judged(monkeypatch, ["conv+relu"], 0.0, saved=9.0, low=8.0, high=10.0)["conv+relu"]
+    assert rule.verdict == "undecided"
+    assert "more than a fusion could" in rule.why
+
+
 def test_a_pattern_is_measured_until_it_is_decided_and_no_longer() -> None:
     with Board(["conv+relu"]) as board:
         rules = detect(board, ["conv+relu"], rounds=40)
@@ -154,6 +183,21 @@ def test_the_interval_of_a_share_is_unbounded_where_a_pass_may_cost_nothing() ->
     assert share_interval(saved, cost) == (-math.inf, math.inf)
     low, high = share_interval(1.0 + saved, 1.0 + cost)
     assert low < 1.0 < high < 1.1
+
+
+def test_where_a_pass_may_cost_nothing_no_saving_tells_a_fusion() -> None:
+    rng = np.random.default_rng(1)
+
+    def rounds(worth: float) -> list[dict[str, float]]:
+        ms = {"first": 3.0, "second": 2.0, "together": 4.0, "base": 1.0, "worth": worth, "empty": 1.0}
+        saved = {"first": 3.0 + 0.6, "second": 2.0}
+        return [{k: v * (1 + 0.01 * rng.standard_normal()) for k, v in {**ms, **saved}.items()} for _ in range(12)]
+
+    nothing, something = judge("conv+relu", rounds(1.0)), judge("conv+relu", rounds(1.7))
+    assert nothing.p > 0.05
+    assert "too little time to tell" in nothing.why
+    assert something.p < 0.01
+    assert something.saved == pytest.approx(0.6 / 0.7, abs=0.15)
 
 
 def test_a_network_that_the_device_does_not_have_is_unsupported_and_not_apart() -> None:

@@ -15,16 +15,17 @@ from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError, Un
 from latbench.load import load_predictor, load_space
 from latbench.network import NetworkBuilder
 from latbench.op import Op, Step, TensorSpec
+from latbench.predictors import gaussian, plans, regressors
 from latbench.predictors import kernels as kernels_module
-from latbench.predictors import plans
 from latbench.predictors.entries import Entry
 from latbench.predictors.extrapolation import LEAST_GROWTH, Ranges, growths
 from latbench.predictors.features import NAMES, features, kernel_kind, roofline_ms
 from latbench.predictors.kernel_costs import Cost, Shares
 from latbench.predictors.kernel_fits import fit_kinds, unknown_spread
 from latbench.predictors.kernels import Kernels
-from latbench.predictors.regressors import KindModel, fit_kind, refit
+from latbench.predictors.regressors import GP, KindModel, fit_kind, refit
 from latbench.predictors.table import Table
+from latbench.recalibration import Recalibrated
 from latbench.statistics import widened
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 from latbench.visit import Interval
@@ -305,6 +306,19 @@ def test_a_simulators_own_error_widens_what_kernels_predict(unit_world):
     assert b.high_ms > 1.6 * b.latency_ms
 
 
+@pytest.mark.parametrize("form", [("costs", ""), ("log-linear", ""), ("log-linear", GP), ("costs", "xgb")])
+def test_what_is_said_of_an_op_does_not_depend_on_what_else_is_asked_for_to_the_last_bit(form):
+    rng = np.random.default_rng(0)
+    x = features(random_convs(60, seed=1))
+    ms = np.exp(x[:, 0] / 2 - 6) * (1 + 0.3 * np.sin(x[:, 4])) * np.exp(0.05 * rng.standard_normal(60))
+    hyper = gaussian.Hyper(np.full(x.shape[1], 3.0), 0.05, 0.01) if form[1] == GP else None
+    model = regressors._fit(x, np.log(ms), np.zeros(60), *form, 0, hyper)
+    asked = features(random_convs(41, seed=2))
+    whole, alone = model.predict(asked), [model.predict(asked[i : i + 1])[0] for i in range(41)]
+    assert whole.tolist() == alone
+    assert whole[3:10].tolist() == model.predict(asked[3:10]).tolist()
+
+
 def test_a_unit_of_unknown_kind_is_an_error_or_a_flagged_estimate_with_a_wider_interval(unit_world):
     model = Kernels.fit(unit_world[1])
 
@@ -322,6 +336,10 @@ def test_a_unit_of_unknown_kind_is_an_error_or_a_flagged_estimate_with_a_wider_i
     assert widths[0] > widths[1]
     with pytest.raises(ConfigError, match="unknown"):
         model.predict(net(True), unknown="zero")
+    again = Recalibrated(model.card, model, 1.5, 1.0)
+    assert again.predict(net(True), unknown="estimate").latency_ms == pytest.approx(1.5 * flagged.latency_ms)
+    with pytest.raises(UnknownOpError):
+        again.predict(net(True))
 
 
 def test_intervals_of_estimated_units_are_those_of_out_of_fold_estimates(unit_world):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from latbench.adaptive import Round
 from latbench.cli import main
+from latbench.cli.learn import print_curve
 from latbench.load import load_predictor
 from latbench.network import Network, NetworkBuilder
 from latbench.store import Store
@@ -79,3 +81,16 @@ def test_a_statistic_that_there_is_not_and_too_little_time_are_errors(
     with pytest.raises(SystemExit):
         main(["learn", "--resolution", "64"])
     assert "--space" in capsys.readouterr().err
+
+
+def test_a_saved_learning_curve_is_printed_in_a_few_lines_with_the_round_that_was_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [asdict(Round(i, float(i), 10 * i, i, 5, 0.5, 3, 0.1, 0.9, 0.9)) for i in range(1, 21)]
+    rows[0]["rmspe"] = rows[0]["within_10"] = None  # NaN, as a card has it
+    print_curve(rows, 18)
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["1", "5", "9", "13", "17", "18", "20"]
+    assert lines[0] == "learning curve, 7 of 20 rounds"
+    assert "round 18" in told.err

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import latbench as lb
-from latbench.errors import MissingMetricError, NotAdditiveError, NotEnoughDataError
+from latbench.errors import FileFormatError, MissingMetricError, NotAdditiveError, NotEnoughDataError
 from latbench.liveness import block_peak, liveness, peak
 from latbench.network import NetworkBuilder
 from latbench.predictor import FitData
+from latbench.predictors import files, memory
 from latbench.predictors.memory import AMOUNTS, Memory, amounts
 from latbench.testing.predictors import AdditiveWorld, PredictorConformance
 
@@ -160,6 +161,64 @@ def test_coefficients_are_never_below_0_and_few_networks_keep_to_the_prior():
     assert (c >= 0).all()
     assert 0.5 < c[1] < 2.0
     assert len(AMOUNTS) == len(c) - 1
+
+
+@dataclass
+class OneCoefficient(MemoryWorld):
+    """A runtime that holds whatever it is 1.2 times."""
+
+    def network_ms(self, net):
+        weights, tensors, _, _ = amounts(net)
+        return 0.4 * MB + 1.2 * (weights + tensors)
+
+
+def test_a_richer_form_that_is_hardly_better_is_not_taken():
+    """Noise makes one of them the best most of the time."""
+    forms = [
+        Memory.fit(OneCoefficient(WORLD.space, noise=0.02, seed=s).data(30)).card.model["peak_memory_bytes"]
+        for s in range(4)
+    ]
+    assert {m["form"] for m in forms} == {"weights and activations together"}
+    assert any(min(m["tried"], key=m["tried"].get) != m["form"] for m in forms)
+
+
+def test_a_network_a_little_larger_than_the_calibrations_is_no_extrapolation():
+    *smaller, largest = sorted(DATA.calibration, key=lambda m: amounts(m.net)[0])
+    assert not Memory.fit(replace(DATA, calibration=tuple(smaller))).predict(largest.net).warnings
+
+
+def test_many_tensors_at_once_are_all_counted_and_the_largest_named():
+    b = NetworkBuilder("wide")
+    x = b.input((1, 8, 16, 16))
+    branches = [b.conv(x, 8, kernel=1, name=f"c{i}") for i in range(12)]
+    net = b.build(b.op("concat", *branches, axis=1, name="all"))
+    model = Memory.fit(DATA)
+    e = model.predict(net)
+    (rest,) = (p for p in e.breakdown if p.label == "further tensors")
+    assert rest.count == len(peak(net).tensors) - sum(p.label.endswith("while all runs") for p in e.breakdown) > 0
+    assert e.value == pytest.approx(model.coefficients[0] + np.dot(model.coefficients[1:], amounts(net)))
+
+
+def test_a_space_is_looked_up_as_a_chain_only_where_whole_networks_say_the_same(monkeypatch):
+    """A plugin's space may add up over Ops and still hold more at once than any of its blocks."""
+    assert memory._chain(WORLD.space) is not None
+    monkeypatch.setattr(memory, "amounts", lambda net: tuple(1.1 * x for x in amounts(net)))
+    assert memory._chain(WORLD.space) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("coefficients", np.nan), ("coefficients", -1.0), ("ranges", np.inf), ("coefficients", None), ("ranges", None)],
+)
+def test_a_file_of_something_else_is_refused_when_it_is_read(tmp_path, name, wrong):
+    """Even with checksums that fit; None stands for another shape."""
+    Memory.fit(DATA).save(tmp_path / "m")
+    folder = files.read_folder(tmp_path / "m", "memory")
+    arrays = folder.arrays("memory.npz")
+    arrays[name] = arrays[name][:1] if wrong is None else np.full_like(arrays[name], wrong)
+    files.write_folder(tmp_path / "m", folder.card, {**folder.files, "memory.npz": files.npz(**arrays)})
+    with pytest.raises(FileFormatError, match=rf"{tmp_path / 'm'}: not a memory predictor"):
+        Memory.load(tmp_path / "m")
 
 
 def test_a_store_of_memory_visits_is_fitted_and_validated(tmp_path, own_locks):

@@ -15,6 +15,7 @@ from latbench.predictor import FitData, MeasuredNetwork
 from latbench.predictors import processes
 from latbench.predictors.encodings import encode
 from latbench.predictors.network import NetworkRegression
+from latbench.predictors.network_extrapolation import Extent, _without_each, kinds_of_choices
 from latbench.predictors.network_inputs import inputs_of, space_rows, space_views
 from latbench.predictors.network_models import arch_terms
 from latbench.predictors.order_drift import cycle_term
@@ -82,6 +83,19 @@ def test_drift_is_told_from_the_architectures_and_the_reference_is_its_mean():
     assert model.card.model["drift"]["fitted"]
     blind = lb.fit("network", space=CELLS, archs=archs, latency_ms=ms, families="process")
     assert blind.card.model["cv_rmspe"] > 3 * np.std(np.log(level))
+
+
+def test_intervals_at_places_in_the_order_are_narrower_than_those_at_the_reference_where_drift_cannot_be_foretold():
+    rng = np.random.default_rng(1)
+    archs, order = CELLS.sample_archs(200, 1), np.arange(200.0)
+    drift = np.cumsum(rng.normal(0, 0.03, 200))
+    ms = eager_ms(archs) * np.exp(drift + rng.normal(0, 0.003, 200))
+    model = lb.fit("network", space=CELLS, archs=archs, latency_ms=ms, order=order, families="process")
+    assert model.card.model["drift"]["fitted"]
+    at, still = model.predict_archs(CELLS, archs, order=order), model.predict_archs(CELLS, archs)
+    want = [model._conformals[k].factor(0.9) for k in ("in order", "reference")]
+    assert [half(e).min() for e in (at, still)] == pytest.approx(want)
+    assert want[0] < 0.5 * want[1]
 
 
 def test_an_order_that_says_nothing_is_left_out():
@@ -276,3 +290,101 @@ def test_small_spaces_keep_their_answers_and_large_ones_give_the_same_ones_each_
     archs = CELLS.sample_archs(200, 7)
     first, kept = model.predict_archs(CELLS, archs).value, model.predict_archs(CELLS, archs[::-1]).value
     np.testing.assert_array_equal(first, kept[::-1])
+
+
+# -- architectures unlike the measured ones -------------------------------------------------------------------------
+
+
+def unlike(seen, asked, ms=eager_ms, n=60, seed=0):
+    """A fit to architectures of which ``seen`` holds, and 200 of which ``asked`` does."""
+    rng, archs = np.random.default_rng(seed), CELLS.sample_archs(4000, seed)
+    few, new = archs[seen(archs)][:n], archs[asked(archs)][:200]
+    noisy = ms(few) * np.exp(rng.normal(0, 0.01, len(few)))
+    return lb.fit("network", space=CELLS, archs=few, latency_ms=noisy, families="process"), few, new
+
+
+def half(e):
+    return np.log(e.high / e.value)
+
+
+def held(e, ms):
+    return np.mean((e.low <= ms) & (ms <= e.high))
+
+
+NOVELTIES = {
+    "a choice at a position": (lambda a: a[:, 5] != 3, lambda a: a[:, 5] == 3, "1 of its choices"),
+    "a kind of choice": (lambda a: (a != 4).all(axis=1), lambda a: (a == 4).any(axis=1), "of a kind that no"),
+    "work": (lambda a: (a == 3).sum(axis=1) <= 1, lambda a: (a == 3).sum(axis=1) >= 4, "by a factor of up to"),
+}
+
+
+@pytest.mark.parametrize("what", NOVELTIES)
+def test_what_no_measured_network_had_is_warned_of_and_has_a_wider_interval_that_holds(what):
+    seen, asked, said = NOVELTIES[what]
+    model, known, new = unlike(seen, asked)
+    usual, far = model.predict_archs(CELLS, known), model.predict_archs(CELLS, new)
+    assert far.extrapolated.all()
+    assert not usual.extrapolated.any()
+    assert half(far).min() > half(usual).max() > half(usual).min() * (1 - 1e-12)
+    assert held(far, eager_ms(new)) > 0.8
+    e = model.predict(CELLS.network(new[0].tolist()))
+    assert e.warnings[0].startswith("extrapolated: ")
+    assert said in e.warnings[0]
+    assert (e.low_ms, e.high_ms) == pytest.approx((far.low[0], far.high[0]))
+    assert not model.predict(CELLS.network(known[0].tolist())).warnings
+
+
+def test_the_card_names_the_choices_that_no_measured_network_made():
+    model, _, _ = unlike(*NOVELTIES["a choice at a position"][:2])
+    assert "5=nor_conv_3x3" in model.card.model["extrapolation"]["unseen_choices"]
+    assert any("5=nor_conv_3x3" in note and "extrapolated" in note for note in model.card.notes)
+    assert not any("extrapolated" in note for note in fitted(eager_ms, 60, families="process").card.notes)
+
+
+def test_how_far_intervals_widen_is_saved(tmp_path):
+    model, _, new = unlike(*NOVELTIES["a kind of choice"][:2])
+    a, b = (m.predict_archs(CELLS, new) for m in (model, lb.load_predictor(model.save(tmp_path / "m"))))
+    np.testing.assert_array_equal(a.high, b.high)
+    np.testing.assert_array_equal(a.extrapolated, b.extrapolated)
+
+
+def test_networks_of_no_space_with_more_of_something_than_any_measured_one_are_extrapolated():
+    world = AdditiveWorld(CELLS)
+    space = lb.load_space("mobilenetv3", resolution=64, width_mult=0.5)
+    nets = [space.network(a).replace(origin={}) for a in space.sample_archs(12, 0).tolist()]
+    measured = tuple(MeasuredNetwork(n, world.measure(n.key, world.network_ms(n))) for n in nets)
+    card = Card("", world.setting, device={"profile": "local-cpu"}, created="2026-01-01T00:00:00+00:00")
+    model = NetworkRegression.fit(FitData(card, {}, measured))
+    large = lb.load_space("mobilenetv3", resolution=256, width_mult=0.5)
+    e, usual = model.predict(large.network([0] * 14).replace(origin={})), model.predict(nets[0])
+    assert "outside the measured range" in e.warnings[0]
+    assert e.high_ms / e.latency_ms > 1.2 * usual.high_ms / usual.latency_ms
+
+
+def test_rows_left_out_together_are_estimated_as_by_a_fit_without_them():
+    archs = CELLS.sample_archs(40, 1)
+    views = space_views(CELLS, archs, ("raw",))
+    inputs = inputs_of(views, space_rows(CELLS, archs, views), CELLS.positions)
+    y = np.log(eager_ms(archs))
+    process = processes.fit(arch_terms(views), inputs, y, steps=(5,))
+    group = archs[:, 0] == 3
+    alone, (together,) = processes.left_out_together(process, inputs, y, process.weights, np.zeros(40), [group])
+    np.testing.assert_allclose(alone, y - process.left_out, atol=1e-6)
+
+    def covariance(a, b):
+        return sum(t.covariance(p, t.distances(a, b)) for t, p in process.split())
+
+    seen, held_out = ({k: x[m] for k, x in inputs.items()} for m in (~group, group))
+    noise = np.diag(np.exp(process.parameters[-1]) / process.weights[~group] + 1e-8)
+    weights = np.linalg.solve(covariance(seen, seen) + noise, y[~group] - process.mean)
+    want = y[group] - process.mean - covariance(held_out, seen) @ weights
+    np.testing.assert_allclose(together, want, atol=1e-6)
+
+
+def test_what_is_new_about_a_row_is_told_by_the_others():
+    archs = CELLS.sample_archs(9, 4)
+    views = space_views(CELLS, archs, ("raw",))
+    (x,), (kinds,) = space_rows(CELLS, archs, views), kinds_of_choices(CELLS, views)
+    want = [Extent.of(np.delete(x, i, 0), kinds).new(x[i : i + 1])[0] for i in range(9)]
+    assert np.any(want)
+    np.testing.assert_allclose(_without_each(x, kinds), want)

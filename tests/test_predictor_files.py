@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latbench import tables
 from latbench.card import Card
+from latbench.cli import lookup
 from latbench.errors import ConfigError, FileFormatError, SettingMismatchError
 from latbench.load import load_predictor, load_space
 from latbench.predictors import files
@@ -47,6 +52,50 @@ def test_saving_again_replaces_and_leaves_nothing_else_behind(table, tmp_path):
         "calibration.json", "card.json", "entries.json", "entries.npz",
     ]  # fmt: skip
     assert [f.name for f in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_predictor_outlives_a_process_killed_while_it_is_replaced(table, tmp_path, renames):
+    folder = table.save(tmp_path / "law" / "m")
+    child = os.fork()
+    if child == 0:  # killed before the n-th rename, or after the first removal: nothing is cleaned up
+        done, rename, remove = [], Path.rename, shutil.rmtree
+
+        def die(self, target):
+            if len(done) == renames:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(target)
+            return rename(self, target)
+
+        def die_after(path, **how):
+            remove(path, **how)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename, shutil.rmtree = die, die_after
+        table.with_card(table.card.replace(notes=("new",))).save(folder)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    notes = [s.card.notes for s in lookup.saved(tmp_path)]
+    assert [s.path for s in lookup.saved(tmp_path)] == [folder]
+    assert load_predictor(folder).card.notes == notes[0] == (("new",) if renames == 2 else table.card.notes)
+    table.with_card(table.card.replace(notes=("newer",))).save(folder)
+    assert load_predictor(folder).card.notes == ("newer",)
+    assert not (folder.parent / ".m.old").exists()
+
+
+def test_a_predictor_is_back_in_its_place_after_an_error_while_it_is_replaced(table, tmp_path, monkeypatch):
+    folder, rename = table.save(tmp_path / "m"), Path.rename
+
+    def fail(self, target):
+        if target == folder and "old" not in self.name:
+            raise PermissionError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        table.save(folder)
+    assert [f.name for f in tmp_path.iterdir()] == ["m"]
+    assert load_predictor(folder).card.created == table.card.created
 
 
 def test_a_folder_that_is_no_predictor_is_not_overwritten(table, tmp_path):
@@ -147,3 +196,14 @@ def test_another_setting_is_refused_naming_every_field(world):
     other: Setting = replace(world.setting, device="other", threads=8)
     with pytest.raises(SettingMismatchError, match=r"(?s)device: 'test-device' ≠ 'other'.*threads: 1 ≠ 8"):
         files.require_setting(card, other)
+
+
+def test_whoever_gets_numbers_of_a_bundled_predictor_is_told_whose_they_are(tmp_path, capsys):
+    model = load_predictor("mobilenetv3-224-amd-epyc-table")
+    lookup.note_bundled(str(tmp_path), model, tmp_path, "local-cpu")
+    assert capsys.readouterr().err == ""
+    lookup.note_bundled("bundled with latbench: mobilenetv3-224-amd-epyc-table", model, tmp_path, "local-cpu")
+    told = capsys.readouterr().err
+    for words in ("mobilenetv3-224-amd-epyc-table", model.setting.device, "AMD EPYC", model.card.data["first"][:10]):
+        assert words in told
+    assert "latbench learn --device local-cpu" in told

@@ -8,7 +8,7 @@ import pytest
 import latbench as lb
 from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError
 from latbench.predictor import MeasuredNetwork
-from latbench.recalibration import factors
+from latbench.recalibration import _deviation, factors
 from latbench.setting import Setting
 from latbench.visit import Interval, Measurement
 
@@ -110,3 +110,8 @@ def test_errors_as_large_as_the_model_says_leave_the_width_about_as_it_is():
     factor, width = factors(off, np.full(400, 0.05))
     assert factor == pytest.approx(1, abs=0.01)
     assert width == pytest.approx(1, abs=0.1)
+
+
+def test_the_deviation_behind_an_interval_is_that_of_normal_errors():
+    # Five hundredths of normal errors lie beyond 1.6449 deviations on each side.
+    assert _deviation(Interval(7.0, 7 * np.exp(-0.16449), 7 * np.exp(0.16449))) == pytest.approx(0.1, rel=1e-4)

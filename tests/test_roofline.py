@@ -9,11 +9,12 @@ import pytest
 
 import latbench as lb
 from latbench.card import Card
-from latbench.errors import ConfigError, UncertainError, UnsupportedOpError
+from latbench.errors import ConfigError, FileFormatError, UncertainError, UnsupportedOpError
 from latbench.host_peaks import host_peaks
 from latbench.network import NetworkBuilder
 from latbench.op import Op
 from latbench.predictor import FitData
+from latbench.predictors import files
 from latbench.predictors.roofline import EFFICIENCY, PRIOR_SPREAD, Roofline
 from latbench.profile import Hardware, Profile, find_profile
 from latbench.setting import Setting
@@ -87,6 +88,30 @@ def test_an_activation_is_done_by_the_kernel_before_it_and_a_launch_is_paid_by_k
     assert paid - free == pytest.approx(0.040 / EFFICIENCY)
 
 
+def test_what_takes_no_time_of_its_own_says_why():
+    parts = Roofline.fit(bare_data(**PEAKS)).predict(conv_network()).breakdown
+    assert {p.label.split()[0]: (p.origin, p.value > 0) for p in parts} == {
+        "conv": ("roofline", True), "relu": ("in the kernel before", False),
+    }  # fmt: skip
+
+
+def test_a_simulators_own_error_widens_every_interval():
+    plain = bare_data(**PEAKS)
+    simulated = replace(plain, card=plain.card.replace(setting=replace(plain.setting, model_error=0.5)))
+    narrow, wide = (Roofline.fit(d).predict(conv_network()) for d in (plain, simulated))
+    sd = np.log(wide.high_ms / wide.latency_ms) / 1.6449
+    assert np.log(narrow.high_ms / narrow.latency_ms) / 1.6449 == pytest.approx(PRIOR_SPREAD, rel=1e-4)
+    assert sd == pytest.approx(np.hypot(PRIOR_SPREAD, 0.5), rel=1e-4)
+
+
+def test_what_a_profile_says_goes_before_what_the_machine_says_of_itself():
+    data = bare_data(bandwidth_gbs=3.0)
+    here = replace(data, card=data.card.replace(device={"profile": "local-cpu", "hardware": {"bandwidth_gbs": 3.0}}))
+    peaks = Roofline.fit(here).peaks
+    assert peaks["bandwidth_gbs"] == 3.0
+    assert peaks["peak_gflops"] > 0
+
+
 def test_a_data_type_has_the_peak_that_the_profile_gives_it():
     slow = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4)).predict(conv_network("f16"))
     fast = Roofline.fit(bare_data(peak_gflops=1.0, bandwidth_gbs=1e4, peak_gflops_of={"f16": 4.0}))
@@ -109,6 +134,44 @@ def test_a_profile_without_a_peak_is_an_error_that_names_the_key(missing):
     with pytest.raises(ConfigError, match=rf"hardware\.{missing}: missing"):
         Roofline.fit(bare_data(**known))
     assert Roofline.fit(bare_data(**known), **{missing: PEAKS[missing]}).peaks == PEAKS
+
+
+def test_all_that_a_profile_lacks_is_named_at_once():
+    with pytest.raises(ConfigError, match=r"hardware\.peak_gflops and hardware\.bandwidth_gbs: missing"):
+        Roofline.fit(bare_data())
+
+
+def test_launches_that_a_profile_does_not_know_are_a_warning_where_they_may_be_all():
+    """A GPU at batch 1 waits for them: a roofline without them is far below what its interval says."""
+    slow, fast = (bare_data(peak_gflops=p, bandwidth_gbs=p) for p in (1.0, 1e6))
+    assert not any("launch_us" in w for w in Roofline.fit(slow).predict(conv_network()).warnings)
+    (said,) = (w for w in Roofline.fit(fast).predict(conv_network()).warnings if "launch_us" in w)
+    assert "the starts of 1 kernels would take 0.008 ms" in said
+    known = Roofline.fit(fast, launch_us=5.0).predict(conv_network())
+    assert not any("launch_us" in w for w in known.warnings)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        (("calibration", "scale"), "fast"), (("calibration", "overhead_ms"), None), (("calibration", "factors"), "x"),
+        (("calibration", "ms_per_op"), [1]), (("calibration", "form"), 3), (("calibration", "sums_ms"), [1, "a"]),
+        (("calibration", "later"), 1.0), (("peaks", "launch_us"), "soon"), (("peaks", "peak_gflops"), 0),
+        (("peaks", "bandwidth_gbs"), None), (("unsupported",), 3),
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_refused_when_it_is_read(tmp_path, key, wrong):
+    """Even with checksums that fit: it must not be found out by an estimate."""
+    Roofline.fit(_DATA).save(tmp_path / "m")
+    folder = files.read_folder(tmp_path / "m", "roofline")
+    content = folder.json("roofline.json")
+    inner = content
+    for k in key[:-1]:
+        inner = inner[k]
+    inner[key[-1]] = wrong
+    files.write_folder(tmp_path / "m", folder.card, {**folder.files, "roofline.json": files.as_json(content)})
+    with pytest.raises(FileFormatError, match=rf"{tmp_path / 'm'}: not a roofline"):
+        Roofline.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, "fast", True])

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 import pytest
 from latbench.devices.onnx_lower import lowered
-from latbench.devices.onnxruntime_versions import NEWEST, newest
+from latbench.devices.onnx_units import plan
+from latbench.devices.onnxruntime_versions import NEWEST, default, kept, newest
 from latbench.devices.python_runner import cuda_versions
 from latbench.devices.runner_package import runner_file
 from onnx import helper
@@ -263,6 +264,43 @@ def test_a_users_file_is_written_in_the_older_operator_set(make_device: Make) ->
 def test_a_users_file_that_the_device_reads_stays_as_it_is() -> None:
     source = file_with("Sigmoid", 15)
     assert lowered(source, 15, 8, "net") == (source, {})
+
+
+def test_a_file_newer_than_what_is_written_stays_as_it_is_where_the_device_reads_it(make_device: Make) -> None:
+    """Files are not limited by the operator set that networks are written for, unless the profile names one."""
+    net = Network.from_onnx(file_with("Gelu", 20, ir_version=9))
+    with make_device() as device:
+        assert device.setting.options["opset"] == 17
+        (visit,) = take(device, net)
+        (artefact,) = device.runtime.artefacts([net])  # type: ignore[attr-defined]
+        units = device.units(net)
+        planned = plan(device.setting, net.replace(name="planned"))
+    assert visit.ok
+    assert not any(k.startswith("lowered") for k in visit.environment)
+    assert onnx.load(artefact.path).opset_import[0].version == 20
+    assert [u.op.kind for u in units] == [u.op.kind for u in planned] == ["relu", "gelu", "relu"]
+
+
+def test_an_operator_that_came_after_what_is_written_is_measured_alone_where_the_device_reads_it(
+    make_device: Make,
+) -> None:
+    net = Network.from_onnx(file_with("Mish", 18))
+    op = net.nodes[1].op
+    assert op["op_type"] == "Mish"
+    with make_device() as device:
+        assert take(device, op)[0].ok
+    with make_device(opset=17) as device:
+        refused = take(device, op)[0].unsupported
+    assert refused is not None
+    assert "needs operator set 18, and 17 is the newest allowed" in refused.message
+
+
+def test_files_are_kept_up_to_what_the_runtime_reads_or_the_profile_names() -> None:
+    assert default("1.31.1") == (17, 8)
+    assert kept(17, 8, "1.31.1") == newest("1.31.1")
+    assert kept(14, 8, "1.31.1") == (14, newest("1.31.1")[1])
+    assert kept(17, 7, "1.31.1") == (newest("1.31.1")[0], 7)
+    assert default("1.10.0") == kept(15, 8, "1.10.0") == (15, 8)
 
 
 def test_the_node_that_is_in_the_way_is_named(make_device: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from math import inf, isnan, nan
 
 import numpy as np
@@ -11,9 +12,10 @@ from scipy import stats
 
 from latbench.card import Card
 from latbench.errors import ConfigError
+from latbench.load import load_space
 from latbench.op import Op, TensorSpec
 from latbench.predictors.entries import Entry
-from latbench.predictors.hygiene import check
+from latbench.predictors.hygiene import OLD_DAYS, check
 from latbench.predictors.table import Table
 from latbench.predictors.table_diff import diff
 from latbench.predictors.table_tests import excess_error, holm, monotonicity, spread, welch
@@ -120,6 +122,8 @@ def test_only_ops_of_one_make_are_compared_and_only_where_all_amounts_agree():
         entry(conv(64, kernel=1), 0.5),  # another kind of kernel
         entry(conv(64, size=7), 0.5),  # more channels, fewer positions
         entry(conv(64, groups=16), 0.5),  # another kind of kernel, too
+        entry(conv(256, quant="w8a8"), 0.5),  # in whole numbers
+        entry(conv(64, density=0.5), 0.5),  # half of its weights are zero
     ]
     for other in others:
         assert monotonicity([base, other]) == ([], 0)
@@ -128,6 +132,12 @@ def test_only_ops_of_one_make_are_compared_and_only_where_all_amounts_agree():
 def test_a_pair_with_an_op_in_between_is_not_compared_twice():
     row = [entry(conv(16 * (i + 1)), 1.0 + i) for i in range(5)]
     assert monotonicity(row)[1] == 4
+
+
+def test_an_op_that_cannot_be_tested_does_not_stand_between_two_that_can():
+    rows = [entry(conv(16), 1.0), entry(conv(32), 0.9, visits=1), entry(conv(48), 0.5)]
+    (found,), pairs = monotonicity(rows)
+    assert (found.smaller.op, found.larger.op, pairs) == (rows[0].op, rows[2].op, 1)
 
 
 def test_the_correction_grows_with_the_number_of_pairs():
@@ -150,6 +160,16 @@ def test_noise_explains_what_it_explains():
     assert excess_error(0.05, 0.0, 50) == (0.0, 0.05)
 
 
+def test_sums_that_noise_may_explain_are_no_warning_however_far_they_are_off():
+    """Five networks that noise alone moves by 6 % tell nothing of 9 %; five hundred do."""
+    few, many = (
+        table(entry(conv(8), 1.0), validation={"score": {"rmspe": 0.09, "n": n}, "noise_floor": 0.12}) for n in (5, 500)
+    )
+    assert "sums over Ops miss" not in texts(few)
+    assert "additivity: sums over Ops miss 5 held-out networks" in texts(few, "note")
+    assert "sums over Ops miss 500 held-out networks by 9.0% RMSPE" in texts(many)
+
+
 def test_check_names_breaks_and_says_how_many_pairs_it_compared():
     t = table(entry(conv(32), 1.0), entry(conv(64), 0.8))
     assert "20% below a smaller Op: 0.8 ms, and 1 ms" in texts(t)
@@ -158,11 +178,55 @@ def test_check_names_breaks_and_says_how_many_pairs_it_compared():
     )
 
 
+def test_of_many_uncertain_entries_the_worst_are_named_behind_what_matters_more():
+    """A noisy campaign must not bury the rest: 60 uncertain entries are 21 lines, and the last ones."""
+    wide = [entry(conv(8 * (i + 1)), 1.0 + i, error=0.05 + 0.001 * i) for i in range(60)]
+    t = table(*wide, data={"last": "2020-01-31T00:00:00+00:00"})
+    said = [f for f in check(t) if f.severity == "warning"]
+    (old,) = (i for i, f in enumerate(said) if f.what == "age")
+    uncertain = [i for i, f in enumerate(said) if f.text.startswith("uncertain")]
+    assert old < min(uncertain)
+    assert len(uncertain) == 21
+    assert said[uncertain[0]].key == wide[-1].op.key
+    assert said[-1].text == "uncertain: 40 further entries of 60, beyond ± 5% all of them"
+
+
+def test_problems_come_first_and_notes_last():
+    t = table(entry(conv(8), 1.0, error=0.1), data={"last": "2020-01-31T00:00:00+00:00"})
+    t.entries["late"] = Entry(conv(16), {"latency_ms": Interval(-1.0, -2.0, 0.0)}, 4)
+    space = load_space("nasbench201", num_cells=1)
+    blocks = Table(Card("table", SETTING), {op.key: entry(op, 1.0) for op in space.ops()[1:]})
+    for found in (check(t), check(blocks, space)):
+        severities = [f.severity for f in found]
+        assert set(severities) == {"problem", "warning", "note"}
+        assert severities == sorted(severities, key=("problem", "warning", "note").index)
+
+
+def test_an_entry_of_one_visit_has_no_interval_to_speak_of():
+    said = texts(table(entry(conv(8), 1.0, visits=1)))
+    assert "uncertain: one Visit tells no interval" in said
+    assert "inf" not in said
+
+
+def test_a_value_outside_its_interval_is_a_problem():
+    e = Entry(conv(8), {"latency_ms": Interval(3.0, 1.0, 2.0)}, 4)
+    assert "the value 3 ms is outside its interval" in texts(table(e), "problem")
+
+
+def test_what_could_not_be_looked_for_is_said():
+    units = table(entry(conv(8), 1.0), setting=replace(SETTING, runtime="their-own"), device={"profile": "local-cpu"})
+    said = texts(units, "note")
+    assert "missing Ops: not known: no space says which Ops it should hold" in said
+    assert "staleness: not known: their-own is not installed here; --device local-cpu asks the device" in said
+    with_space = texts(units, "note", space=load_space("nasbench201", num_cells=1))
+    assert "missing Ops: not known: it holds units alone, and a space lists blocks" in with_space
+
+
 def test_a_negative_entry_is_a_problem_of_any_metric():
     e = Entry(conv(8), {"energy_mj": Interval(-1.0, -2.0, 0.0)}, 4, "", "energy_mj")
     found = check(Table(Card("table", SETTING, metric="energy_mj"), {e.op.key: e}))
     assert [(f.severity, f.key) for f in found if f.severity == "problem"] == [("problem", e.op.key)]
-    assert "energy_mj is a positive number, not -1.0 mJ" in found[0].text
+    assert "energy_mj is a positive number, not -1 mJ" in found[0].text
 
 
 def test_a_device_that_is_asked_tells_whether_the_table_is_stale():
@@ -194,6 +258,9 @@ def test_age_and_drift_are_told():
     assert "on 2020-01-31" in said
     assert "moved by 35 %" in said
     assert "drift: w" in said
+    for days, is_old in ((OLD_DAYS + 2, True), (OLD_DAYS - 2, False)):
+        last = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        assert ("old: measured" in texts(table(entry(conv(8), 1.0), data={"last": last}))) == is_old
     fresh = {"drift": {"span_percent": 3.0, "model": "controls", "warnings": []}}
     assert "drift" not in texts(table(entry(conv(8), 1.0), data=fresh))
 
@@ -209,6 +276,13 @@ def test_a_simulators_table_has_one_warning_of_its_own_error_and_exact_differenc
     assert "uncertain" not in texts(a)
     c = diff(a, b)
     assert [d.significant for d in c.differences] == [True, False, False]
+
+
+def test_a_simulators_table_beside_a_measured_one_leaves_the_measured_ones_noise():
+    simulated = replace(SETTING, clock="simulated", model_error=0.2)
+    a, b = table(entry(conv(8), 1.0, 0.05), setting=simulated), table(entry(conv(8), 1.02, 0.05))
+    assert not diff(a, b).differences[0].significant
+    assert not diff(b, a).differences[0].significant
 
 
 def test_a_difference_is_judged_by_the_visits_behind_it():
@@ -233,6 +307,18 @@ def test_a_small_shift_of_all_ops_shows_in_the_tables_as_wholes_alone():
     assert c.p_value < 0.01
     assert diff(a, a).p_value == 1.0
     assert isnan(diff(table(entry(ops[0], 1.0)), table(entry(ops[0], 2.0))).p_value)
+
+
+def test_an_op_that_one_of_the_devices_refuses_is_told_apart():
+    ops = [conv(8 * (i + 1)) for i in range(4)]
+    refused = Entry(ops[0], {}, 0, "no such kernel")
+    broken = Entry(ops[1], {"latency_ms": Interval(-1.0, -2.0, -0.5)}, 4)
+    a = table(*(entry(op, 1.0) for op in ops[:3]), Entry(ops[3], {}, 0, "no"))
+    b = table(refused, broken, entry(ops[2], 1.0), Entry(ops[3], {}, 0, "no"))
+    for c in (diff(a, b), diff(b, a)):
+        assert c.incomparable == (ops[0].key, ops[1].key)
+        assert [d.key for d in c.differences] == [ops[2].key]
+        assert (c.only_a, c.only_b) == ((), ())
 
 
 def test_tables_of_two_metrics_cannot_be_compared():

@@ -20,11 +20,12 @@ from latbench.errors import (
     UnknownOpError,
     UnsupportedOpError,
 )
+from latbench.predictors import transfer_errors
 from latbench.predictors.transfer import Transfer, rounding
-from latbench.predictors.transfer_choice import choose_networks
+from latbench.predictors.transfer_choice import choose_networks, greedy
 from latbench.predictors.transfer_errors import LIMIT
-from latbench.predictors.transfer_posterior import Posterior
-from latbench.predictors.transfer_prior import CENTRE, PARTS, Prior, _source, learn, negative_evidence
+from latbench.predictors.transfer_posterior import LeftOut, Posterior
+from latbench.predictors.transfer_prior import CENTRE, PARTS, Prior, _source, _variances, learn, negative_evidence
 from latbench.testing.predictors import PredictorConformance, _small_world
 
 SPACE = lb.load_space("nasbench201")
@@ -157,6 +158,19 @@ def test_intervals_hold_the_estimate_and_grow_with_the_level(model):
 def test_intervals_hold_about_as_many_as_their_level_says(model):
     e, y = model.predict_archs(SPACE, QUERY), device(QUERY, *NEW, seed=5)
     assert 0.75 <= ((y >= e.low) & (y <= e.high)).mean() <= 1.0
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_intervals_hold_on_a_device_that_is_far_noisier_than_its_sources(noise):
+    held = []
+    for seed in range(6):
+        archs, asked = SPACE.sample_archs(20, 100 + seed), SPACE.sample_archs(300, 500 + seed)
+        ms = device(archs, *NEW, seed=seed, noise=noise)
+        e = lb.fit("transfer", space=SPACE, archs=archs, latency_ms=ms, sources=SOURCES).predict_archs(SPACE, asked)
+        y = device(asked, *NEW, seed=1000 + seed, noise=noise)
+        held.append(((y >= e.low) & (y <= e.high)).mean())
+    # By the sources' errors alone: 0.73 and 0.75.
+    assert np.mean(held) > 0.82
 
 
 def test_an_interval_is_wider_where_the_architecture_is_unlike_all_that_were_measured():
@@ -364,6 +378,67 @@ def test_left_out_means_are_those_of_a_fit_without_the_measurement():
     rest = Posterior([one], ARCHS[1:8], y[1:])
     shift = np.median(y) - np.median(y[1:])
     assert whole.left_out.mean[0] == pytest.approx(rest(ARCHS[:1])[0][0], abs=0.02 + abs(shift))
+
+
+def test_a_source_in_the_part_of_the_new_device_is_not_in_its_own_prior(monkeypatch):
+    times = {k: ArchTimes.of(SPACE, *v) for k, v in SOURCES.items()}
+    prior, priors = learn(SPACE, times), []
+
+    def noted(given, *rest):
+        priors.append(given[0].weights)
+        return Posterior(given, *rest)
+
+    monkeypatch.setattr(transfer_errors, "Posterior", noted)
+    transfer_errors.episodes(prior, learn(SPACE, {}), times, 7, seed=1)
+    assert len(priors) == len(SOURCES) * transfer_errors.REPEATS
+    for i, weights in enumerate(priors):
+        own = prior.weights[i // transfer_errors.REPEATS]
+        assert len(weights) == len(SOURCES) - 1
+        assert not (weights == own).all(axis=1).any()
+
+
+def test_a_source_that_is_noisier_or_less_like_the_others_is_given_more_noise_and_more_costs_of_its_own():
+    prior = learn(SPACE, {k: ArchTimes.of(SPACE, *SOURCES[k]) for k in "abc"})
+    noise, costs = PARTS.index("noise"), PARTS.index("costs")
+    quiet, loud = (
+        _variances(prior, ArchTimes.of(SPACE, ARCHS, device(ARCHS, *NEW, seed=3, noise=x)), 0) for x in (0.01, 0.1)
+    )
+    # What a device adds as noise is found again: 1 % and 10 %.
+    assert np.exp(quiet[noise] / 2) == pytest.approx(0.01, rel=0.3)
+    assert np.exp(loud[noise] / 2) == pytest.approx(0.1, rel=0.2)
+    by_place = NEW[1] + (np.arange(6) * np.array(NEW[0])[ARCHS]).sum(axis=1)
+    strange = _variances(prior, ArchTimes.of(SPACE, ARCHS, by_place), 0)
+    assert strange[costs] > quiet[costs] + 1
+
+
+def test_rounding_counts_by_its_variance_in_logarithms():
+    times = ArchTimes.of(SPACE, ARCHS[:3], [1.0, 2.0, 10.0])
+    # A uniform error of width 1 over the value.
+    np.testing.assert_allclose(rounding(times), np.array([1, 1 / 4, 1 / 100]) / 12)
+    assert not rounding(ArchTimes.of(SPACE, ARCHS[:3], [1.0, 2.5, 10.0])).any()
+
+
+def test_the_deviation_that_intervals_follow_is_three_times_the_median_left_out():
+    left = LeftOut(np.zeros(5), np.array([0.01, 0.02, 0.03, 0.5, 9.0]))
+    assert transfer_errors.widest(left) == pytest.approx(0.09)
+
+
+@pytest.mark.parametrize("sources", [SOURCES, None])
+def test_each_chosen_network_leaves_the_least_variance_of_all_that_could_be_added(sources):
+    prior = learn(SPACE, {k: ArchTimes.of(SPACE, *v) for k, v in (sources or {}).items()})
+    candidates, reference = prior.parts(ARCHS[:25]), prior.parts(QUERY[:40])
+    v = np.exp(np.median(prior.thetas, axis=0))
+
+    def left(rows):
+        some = candidates.take(rows)
+        k = np.tensordot(v[:-1], some.kernels(some), 1) + v[-1] * np.eye(len(rows))
+        to = np.tensordot(v[:-1], reference.kernels(some), 1)
+        return float((v[:-1] @ reference.variances() - np.einsum("ij,ji->i", to, np.linalg.solve(k, to.T))).mean())
+
+    chosen = greedy(prior, candidates, reference, 5).tolist()
+    for i in range(5):
+        best = min(left([*chosen[:i], j]) for j in range(25) if j not in chosen[:i])
+        assert left(chosen[: i + 1]) == pytest.approx(best, rel=1e-6)
 
 
 def test_what_was_learnt_is_kept_for_the_next_call():

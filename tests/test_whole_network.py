@@ -11,6 +11,7 @@ import pytest
 from latbench.errors import NotAdditiveError
 from latbench.load import load_space
 from latbench.op import Op, TensorSpec
+from latbench.predictors.additive import calibrate
 from latbench.predictors.kernels import Kernels
 from latbench.predictors.whole_network import WHOLE, Effects, calibrate_whole, cold_megabytes
 from latbench.space import SearchSpace
@@ -137,3 +138,22 @@ def test_what_is_no_sum_has_no_costs_of_ops(model: tuple[Kernels, SearchSpace]) 
     kernels, space = model
     with pytest.raises(NotAdditiveError, match="predict_archs"):
         kernels.op_costs([op.key for op in space.ops()][:2])
+
+
+def test_a_sum_stays_plain_where_a_richer_form_is_hardly_better() -> None:
+    """Of many forms one is the best by chance; one that is clearly better by chance is rare."""
+    forms, best = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        parts, work = rng.uniform(0.5, 3.0, (20, 3)), rng.uniform(1.0, 9.0, (20, 3))
+        ms = (0.2 + 1.1 * parts.sum(1)) * np.exp(rng.normal(0, 0.03, 20))
+        found = calibrate(parts, ms, ("a", "b", "c"), work)
+        forms.append(found.calibration.form)
+        best.append(min(found.tried.items(), key=lambda tried: tried[1])[0])
+    assert forms.count("affine") >= 8 > best.count("affine")
+
+
+def test_effects_that_are_no_numbers_are_refused():
+    for wrong in ({"launch_ms": "soon"}, {"cold_ms_per_megabyte": None}, {"cache_megabytes": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a number, not"):
+            Effects(**wrong)

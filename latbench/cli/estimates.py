@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Warnings of one estimate, and further breaches of a refused network, that are printed.
 MOST_WARNINGS = 4
-#: Microseconds a unit beyond which it is something else than the profiler that makes its times longer.
-PROFILER_US = 50.0
 
 
 def print_validation(models: Iterable[tuple[str, Predictor]]) -> None:
@@ -133,11 +131,11 @@ def print_estimate(
              f"{taken_how(estimate.setting)} alone")  # fmt: skip
     if profiled and units is not None:
         by_profiler = sum(units.profiled_ms.values())
-        own = (by_profiler - measured.latency_ms) / len(units.units) if measured is not None else 0.0
-        cost = f", here by about {own * 1e3:.2g} µs each" if 0 < own * 1e3 < PROFILER_US else ""
+        # The difference is no cost of a unit where the runs beside the profiler were disturbed: then it is just told.
+        apart = f" beside {ms(measured.latency_ms)} ms measured without it" if measured is not None else ""
         which = "shortest runs" if model.card.statistic == "min" else "medians"
-        note(f"profiler ms: {which} by the runtime's own profiler, {ms(by_profiler)} ms in all; it tells whole µs, "
-             f"times every node and so slows small ones down{cost}")  # fmt: skip
+        note(f"profiler ms: {which} by the runtime's own profiler, {ms(by_profiler)} ms in all{apart}; it tells whole "
+             "µs, times every node and so slows small ones down")  # fmt: skip
         if hidden := sum(units.profiled_ms.get(u.name, 0.0) for u in rest_of_units):
             note(f"{ms(hidden)} ms of that in {len(rest_of_units)} units that no line holds: layout conversions")
     if units is not None and (left := left_words(units)):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latbench.cli.console import note, percent, print_json, say, table, warn
+from latbench.cli.console import ms, note, percent, print_json, say, table, warn
 from latbench.cli.estimates import print_validation
 from latbench.cli.models import AnySpace, CampaignIds, Statistic, chosen_space
 from latbench.cli.options import (
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     "model", "RMSPE", "MAPE", "±1 %", "±5 %", "±10 %", "Spearman", "Kendall", "90 % held", "width", "fit", "predict",
 )  # fmt: skip
+#: Figures that are printed with their spread over splits; --json has that of all.
+SPREAD = ("rmspe", "within_10", "spearman", "coverage")
 
 
 def evaluate(
@@ -129,6 +131,7 @@ def _from_store(
                 left_out[name] = str(e).splitlines()[0]
                 continue
             fitted.append(Fitted(name, model, time.perf_counter() - begun))
+            note(f"{name}: fitted in {fitted[-1].fit_s:.1f} s")
         print_validation([(f.name, f.model) for f in fitted])
         runs = held_out_runs(opened, fitted, device, space, campaign) if report is not None else []
     if report is not None:
@@ -189,8 +192,8 @@ def _from_file(
     report: Path | None,
     as_json: bool,
 ) -> None:
+    from latbench.evaluation import BASELINES, means, suspicious
     from latbench.evaluation import evaluate as run
-    from latbench.evaluation import means
     from latbench.report import words
     from latbench.report.contest import Contest
     from latbench.times_file import read_times
@@ -202,10 +205,16 @@ def _from_file(
     def skip(name: str, why: Exception) -> None:
         skipped[name] = str(why).splitlines()[0]
 
+    def ended(r: Run) -> None:
+        if r.name not in BASELINES:
+            note(f"{target}, {r.n} networks, split {r.seed - seed + 1} of {seeds}: {r.name}: "
+                 f"RMSPE {percent(r.score.rmspe)}, fitted in {r.fit_s:.1f} s")  # fmt: skip
+
+    below_ms, odd = suspicious(times.values[target])
     by_n = {
         n: run(
             times, target, sources, names or _of_latency(), n=n, seeds=seeds, pool=rows, level=level, seed=seed,
-            skip=None if names else skip,
+            skip=None if names else skip, on_run=ended,
         )
         for n in ns
     }  # fmt: skip
@@ -213,15 +222,24 @@ def _from_file(
         "file": path.name, "space": space.spec, "target": target, "sources": sources, "seeds": seeds, "pool": pool,
         "order": order, "level": level,
     }  # fmt: skip
+    plain_by_n = {n: [r.without(below_ms) for r in runs] for n, runs in by_n.items()} if len(odd) else {}
+    odd_words = ""
+    if len(odd):
+        facts["suspicious"] = {"below_ms": below_ms, "rows": odd.tolist()}
+        odd_words = _odd_words(target, below_ms, odd.tolist(), int((times.values[target] > 0).sum()))
     if as_json:
         found = [
             {**facts, "n": n, "asked": runs[0].score.n, "means": means(runs), "runs": [r.to_json() for r in runs],
+             **({"means_without_suspicious": means(plain_by_n[n])} if plain_by_n else {}),
              "left_out": skipped}
             for n, runs in by_n.items()
         ]  # fmt: skip
         print_json(found if len(found) > 1 else found[0])
     else:
         _print(by_n, target, seeds, level, skipped)
+        if plain_by_n:
+            warn(odd_words)
+            _print(plain_by_n, f"{target} without these rows", seeds, level, {})
     if report is not None:
         given = {"--target": target, "--sources": ",".join(sources), "--pool": pool, "--order": order}
         said = [x for k, v in given.items() if v for x in (k, v)]
@@ -232,6 +250,11 @@ def _from_file(
         notes = [f"{name} was left out: {why}" for name, why in skipped.items()]
         if any(r.picked == "chosen" for r in every):
             notes.append("chosen: it measures the networks that it chose from the pool; others are drawn at random")
+        for n, runs in plain_by_n.items():
+            both = [(name, m["rmspe"], means(by_n[n])[name]["rmspe"]) for name, m in means(runs).items()]
+            without = ", ".join(f"{name} {percent(a)} (with them {percent(b)})" for name, a, b in both)
+            notes.append(f"{odd_words} Without them, {n} networks measured, RMSPE: {without}")
+        facts.pop("suspicious", None)
         _write(report, Contest(target, words.family(space.spec), every, level, facts, notes, command))
 
 
@@ -241,23 +264,36 @@ def _print(by_n: dict[int, list[Run]], target: str, seeds: int, level: float, sk
     columns = tuple(c.replace("90 %", f"{level:.0%}".replace("%", " %")) for c in COLUMNS)
     for n, runs in by_n.items():
         picked = {r.name: r.picked for r in runs}
-        lines = [_line(name, picked[name], m) for name, m in means(runs).items()]
+        lines = [_line(name, picked[name], m, seeds > 1) for name, m in means(runs).items()]
         title = f"{target}: {n} measured networks, {runs[0].score.n} asked, {seeds} splits"
         table(columns, lines, numbers=columns[1:], title=title)
+    if seeds > 1:
+        note(f"means over {seeds} splits, ± their standard deviation over them")
     if any(r.picked == "chosen" for runs in by_n.values() for r in runs):
         note("chosen: it measures the networks that it chose from the pool; the others are drawn at random")
     for name, why in skipped.items():
         note(f"{name} was left out: {why}")
 
 
-def _line(name: str, picked: str, m: dict[str, float]) -> tuple[str, ...]:
-    shares = [percent(m[k]) for k in ("rmspe", "mape", "within_1", "within_5", "within_10")]
-    ranks = [f"{m[k]:.3f}" for k in ("spearman", "kendall")]
+def _line(name: str, picked: str, m: dict[str, float], spread: bool) -> tuple[str, ...]:
+    def cell(key: str, scale: float = 100.0, digits: int = 1) -> str:
+        mean = percent(m[key]) if scale == 100.0 else f"{m[key]:.{digits}f}"
+        told = spread and key in SPREAD and isfinite(m[key])
+        return f"{mean} ±{scale * m[f'{key}_spread']:.{digits}f}" if told else mean
+
+    shares = [cell(k) for k in ("rmspe", "mape", "within_1", "within_5", "within_10")]
+    ranks = [cell(k, 1.0, 3) for k in ("spearman", "kendall")]
     label = f"{name}, chosen" if picked == "chosen" else name
     predict = f"{1e3 * m['predict_s']:.0f} ms" if m["predict_s"] else ""
+    return (label, *shares, *ranks, cell("coverage"), cell("width"), f"{m['fit_s']:.2f} s", predict)
+
+
+def _odd_words(target: str, below_ms: float, odd: list[int], rows: int, most: int = 5) -> str:
+    named = ", ".join(map(str, odd[:most])) + (", …" if len(odd) > most else "")
     return (
-        label, *shares, *ranks, percent(m["coverage"]), percent(m["width"]), f"{m['fit_s']:.2f} s", predict
-    )  # fmt: skip
+        f"{len(odd)} of {rows} measured rows of {target} (row{'s' * (len(odd) > 1)} {named}) are below {ms(below_ms)} "
+        "ms, a hundredth of the median: suspicious, and what makes up most of an RMSPE."
+    )
 
 
 def _rows(text: str | None) -> tuple[int, int] | None:

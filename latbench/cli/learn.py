@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from math import isnan
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from latbench.rounds import Progress
 
 
+#: Rounds of a learning curve that are printed of a card.
+CURVE_ROWS = 6
+
+
 def learn(
     models_: Annotated[
         list[str] | None,
@@ -62,7 +68,8 @@ def learn(
 ) -> None:
     """Build `kernels` for a device: measure, fit, see what is estimated wrongly, measure that, until the time is up.
 
-    Each round's predictor is saved. It can be stopped at any time; run again, it goes on with what it has.
+    The best round's predictor, by its error on held-out networks, is saved as it goes. It can be stopped at any time;
+    run again, it goes on with what it has.
     """
     from latbench.adaptive import BRIEF
     from latbench.adaptive import learn as run
@@ -94,7 +101,7 @@ def learn(
                 wait,
             )  # fmt: skip
         except KeyboardInterrupt:
-            saved = f"; the last round's predictor is {kept.path}" if kept.path else ""
+            saved = f"; the best predictor so far is {kept.path}" if kept.path else ""
             note(f"stopped{saved}; everything measured is kept: run the same command again to go on")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     for text in learnt.notes[:5]:
@@ -103,6 +110,8 @@ def learn(
         why = learnt.rounds[-1].failed if learnt.rounds else "nothing was measured"
         raise ConfigError(f"{minutes:g} minutes were too short for a predictor: {why}; give more with --minutes")
     say(f"{learnt.minutes:.1f} minutes used; saved {kept.path}", "bold")
+    if learnt.kept != learnt.rounds[-1].number:
+        note(f"it is of round {learnt.kept}: later ones predict the held-out networks less well")
     note(f"next: latbench predict MODEL.onnx --model {kept.path}")
 
 
@@ -116,7 +125,7 @@ def _statistic(name: str | None) -> Statistic | None:
 
 
 class _Kept:
-    """The newest predictor on disk; the one of the round before makes way for it."""
+    """The best predictor on disk; the one that was saved before makes way for it."""
 
     def __init__(self, device: str, models: Path, out: Path | None) -> None:
         self.device, self.models, self.out = device, models, out
@@ -141,6 +150,23 @@ def _row(r: Round) -> None:
         f"{_error(r.rmspe, r.held_out_networks):>18}  {'' if isnan(r.within_10) else percent(r.within_10, 0):>5}  "
         f"{r.failed or kinds}"
     )
+
+
+def print_curve(rows: Sequence[Mapping[str, Any]], kept: int | None) -> None:
+    """A card's learning curve, as many of its rounds as :data:`CURVE_ROWS`; ``kept`` is the round of the predictor."""
+    from latbench.adaptive import Round
+
+    names = [f.name for f in fields(Round)]
+    told: list[dict[str, Any]] = [{k: nan if (v := r.get(k)) is None else v for k in names} for r in rows]
+    rounds = [Round(**t) for t in told]
+    step = max(1, -(-(len(rounds) - 1) // (CURVE_ROWS - 1)))
+    shown = [x for i, x in enumerate(rounds) if i % step == 0 or x is rounds[-1] or x.number == kept]
+    say(f"learning curve, {len(shown)} of {len(rounds)} rounds" if len(shown) < len(rounds) else "learning curve")
+    _head()
+    for x in shown:
+        _row(x)
+    if kept not in (None, rounds[-1].number):
+        note(f"the predictor is of round {kept}")
 
 
 def _error(rmspe: float, n: int) -> str:

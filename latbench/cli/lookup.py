@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from latbench.space import SearchSpace
 
 
+#: How the words for where a predictor comes from begin, of one that this package brings along.
+BUNDLED = "bundled with latbench: "
 #: Random architectures that a predictor must know to be taken for a space.
 PROBES = 64
 
@@ -57,11 +59,13 @@ def save(model: Predictor, root: Path, device: str) -> Path:
 def saved(root: Path, device: str | None = None) -> Iterator[Saved]:
     """Every saved predictor under the root (of one device), newest first; what cannot be read is warned of."""
     from latbench.card import Card
+    from latbench.predictors import files
 
     found = []
-    for card in root.glob(f"{_safe(profile_name(device)) if device else '*'}/*/card.json"):
+    for folder in files.saved_folders(root, f"{_safe(profile_name(device)) if device else '*'}/*"):
+        card = files.find_folder(folder) / files.CARD
         try:
-            found.append(Saved(card.parent, Card.loads(card.read_bytes(), str(card))))
+            found.append(Saved(folder, Card.loads(card.read_bytes(), str(card))))
         except (FileFormatError, OSError) as e:
             warn(f"skipped: {e}")
     yield from sorted(found, key=lambda s: (s.card.created, s.path.name), reverse=True)
@@ -93,7 +97,7 @@ def candidates(
     from latbench import load_predictor
 
     own = ((f"{s.path}", s) for s in saved(root, device))
-    brought = ((f"bundled with latbench: {s.path}", s) for s in (bundled() if setting is not None else ()))
+    brought = ((f"{BUNDLED}{s.path}", s) for s in (bundled() if setting is not None else ()))
     found = sorted(itertools.chain(own, brought), key=lambda x: x[1].card.intervals.get("method") == "prior")
     for source, s in found:
         if setting is not None and s.card.setting.hash != setting.hash:
@@ -122,6 +126,7 @@ def find(
     first: Exception | None = None
     for source, model in candidates(root, device, setting, space, predictor, metric):
         if space is None:
+            note_bundled(source, model, root, device)
             return model
         try:
             model.archs_metric(metric, space, space.sample_archs(PROBES, seed=0))
@@ -129,8 +134,24 @@ def find(
             passed_over(source, e)
             first = first or e
             continue
+        note_bundled(source, model, root, device)
         return model
     raise first or none_found(root, device, setting, space, predictor, metric=metric)
+
+
+def note_bundled(source: str, model: Predictor, root: Path, device: str) -> None:
+    """Say whose numbers a predictor's are that this package brought along: its Setting is the device's, but the machine
+    that was measured is the project's own."""
+    if not source.startswith(BUNDLED):
+        return
+    card = model.card
+    machine = " ".join(str(card.device[k]) for k in ("cpu", "machine") if card.device.get(k)) or card.setting.device
+    when = f" on {card.data['first'][:10]}" if card.data.get("first") else ""
+    warn(
+        f"no predictor under {root} serves: these numbers are of {source.removeprefix(BUNDLED)}, which latbench brings "
+        f"along. They were measured{when} on a machine of the project's own, {machine} ({card.setting.device}) in the "
+        f"same Setting, and need not be right for this one. For its own numbers: latbench learn --device {device}"
+    )
 
 
 def passed_over(source: str, why: Exception) -> None:

@@ -245,6 +245,7 @@ def _estimate(
             estimate = _ask(model, net, level, unknown)
             for over, why in passed:
                 lookup.passed_over(over, why)
+            lookup.note_bundled(source, model, root, device)
             return source, model, estimate
         except (UnknownOpError, UnsupportedOpError, NotAdditiveError) as e:
             passed.append((source, e))

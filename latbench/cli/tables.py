@@ -12,6 +12,7 @@ import typer
 
 from latbench.cli import lookup
 from latbench.cli.console import ms, note, percent, print_json, say, span, table, warn
+from latbench.cli.learn import print_curve
 from latbench.cli.measure import note_clock, setting_words
 from latbench.cli.options import (
     DEFAULT_MODELS,
@@ -68,7 +69,10 @@ def show(
     what = f"statistic {card.statistic}" if card.statistic else card.metric
     say(f"made {card.created} by latbench {card.latbench}, {what}")
     for name, value in card.data.items():
-        say(f"{name}: {_words(value)}")
+        if name not in ("learning", "learning_round"):
+            say(f"{name}: {_words(value)}")
+    if card.data.get("learning"):
+        print_curve(card.data["learning"], card.data.get("learning_round"))
     if card.validation is not None:
         say(str(Validation.from_json(card.validation)))
     for text in card.notes:
@@ -140,7 +144,7 @@ def diff(
             "metric": c.metric, "settings": c.settings, "ratio": c.ratio, "p_value": c.p_value,
             "significant": significant, "differences": [{**asdict(d), "significant": d.significant}
                                                         for d in c.differences],
-            "only_first": c.only_a, "only_second": c.only_b,
+            "only_first": c.only_a, "only_second": c.only_b, "incomparable": c.incomparable,
         })  # fmt: skip
         return
     for line in c.settings:
@@ -167,6 +171,10 @@ def diff(
     note_clock(second.setting)
     if untested:
         note(f"{untested} Ops rest on a single Visit in one of the two: nothing tells whether they differ")
+    for key in c.incomparable:
+        pair = {"first": first.entries[key], "second": second.entries[key]}
+        refused = [f"the {name} refuses it: {e.reason}" for name, e in pair.items() if not e.supported]
+        warn(f"{pair['first'].op.label} cannot be compared: {refused[0] if refused else 'not a positive number'}")
     for name, keys in (("first", c.only_a), ("second", c.only_b)):
         if keys:
             note(f"only in the {name}: {len(keys)} Ops")

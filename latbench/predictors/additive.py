@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,13 @@ _MEGABYTE = 1e6
 _LEAST_SHARE = 0.02
 
 
+def number(value: Any, name: str) -> float:
+    """A finite number of a saved model. Raises :class:`ValueError` naming the key."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        raise ValueError(f"{name} is a number, not {value!r}")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """``latency_ms = overhead_ms + Σ (scale × group factor × Op latency + ms_per_megabyte × Op weights + ms_per_op +
@@ -72,9 +80,15 @@ class Calibration:
     ms_per_tensor_megabyte: float = 0.0
 
     def __post_init__(self) -> None:
+        """Plain JSON becomes what is declared. Raises :class:`TypeError` and :class:`ValueError` for other things."""
+        for name in ("overhead_ms", "scale", "ms_per_megabyte", "ms_per_op", "ms_per_tensor_megabyte"):
+            object.__setattr__(self, name, number(getattr(self, name), name))
+        object.__setattr__(self, "factors", {k: number(v, f"factor {k}") for k, v in dict(self.factors).items()})
+        if not isinstance(self.form, str) or not isinstance(self.unit, str):
+            raise TypeError(f"form and unit are texts, not {self.form!r} and {self.unit!r}")
         if self.sums_ms is not None:  # JSON has lists only
             low, high = self.sums_ms
-            object.__setattr__(self, "sums_ms", (float(low), float(high)))
+            object.__setattr__(self, "sums_ms", (number(low, "sums_ms"), number(high, "sums_ms")))
 
     def op_ms(self, op: Op, latency_ms: float) -> float:
         """What an Op of this latency adds to a network, in milliseconds."""

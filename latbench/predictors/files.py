@@ -28,6 +28,8 @@ from latbench.predictor import Predictor
 from latbench.setting import Setting
 
 CARD = "card.json"
+#: Ends the name of the folder in which an earlier predictor waits until its successor is in place.
+_OLD = ".old"
 
 
 def load_predictor(path: str | Path, *, setting: Setting | None = None) -> Predictor:
@@ -67,8 +69,9 @@ def require_setting(card: Card, setting: Setting, where: str = "") -> None:
 def find_folder(path: str | Path) -> Path:
     """The folder of a predictor: a path, or a bundled name. Raises :class:`ConfigError` that lists the bundled ones."""
     folder = Path(path)
-    if (folder / CARD).is_file():
-        return folder
+    for there in (folder, _earlier(folder)):  # the earlier one: what replaced it was killed half-way
+        if (there / CARD).is_file():
+            return there
     brought = bundled()
     if str(path) in brought:
         return brought[str(path)]
@@ -76,6 +79,20 @@ def find_folder(path: str | Path) -> Path:
         raise FileFormatError(f"{folder}: no {CARD}: not a saved predictor, or a truncated one")
     known = ", ".join(brought) or "none"
     raise ConfigError(f"{path}: no such predictor folder, and no bundled table of that name; bundled: {known}")
+
+
+def saved_folders(root: Path, pattern: str) -> list[Path]:
+    """Folders of saved predictors under ``root`` whose paths match a glob pattern, for :func:`find_folder`: no drafts,
+    and the earlier one of a predictor only where its successor never came, by the predictor's own name."""
+    found: dict[Path, None] = {}
+    for card in root.glob(f"{pattern}/{CARD}"):
+        folder = card.parent
+        if folder.name.startswith("."):
+            if not folder.name.endswith(_OLD):
+                continue
+            folder = folder.with_name(folder.name[1 : -len(_OLD)])
+        found[folder] = None
+    return list(found)
 
 
 def bundled() -> dict[str, Path]:
@@ -137,24 +154,36 @@ def read_folder(path: str | Path, predictor: str) -> Folder:
 def write_folder(path: str | Path, card: Card, files: Mapping[str, bytes]) -> tuple[Path, Card]:
     """Write a predictor's folder whole or not at all; gives it and the card with checksums.
 
-    An earlier predictor at ``path`` is replaced. Raises :class:`ConfigError` if something else is there.
+    An earlier predictor at ``path`` is replaced, and found at every moment until then, also by who comes after a kill.
+    Raises :class:`ConfigError` if something else is there.
     """
     folder = Path(path)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no saved predictor; choose another path")
     card = card.replace(files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+    draft, earlier = folder.parent / f".{folder.name}-{secrets.token_hex(4)}", _earlier(folder)
     draft.mkdir()
     try:
         for name, data in {**files, CARD: card.dumps().encode()}.items():
             (draft / name).write_bytes(data)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if (folder / CARD).is_file():
+            if earlier.exists():
+                shutil.rmtree(earlier)
+            folder.rename(earlier)
+        elif folder.is_dir():
+            folder.rmdir()
         draft.rename(folder)
     finally:
+        if not folder.exists() and earlier.exists():
+            earlier.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(earlier, ignore_errors=True)
     return folder, card
+
+
+def _earlier(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}{_OLD}"
 
 
 def npz(**arrays: npt.NDArray[Any]) -> bytes:

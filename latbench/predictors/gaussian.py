@@ -91,9 +91,21 @@ def _negative_evidence(theta: Floats, z: Floats, rest: Floats, own: Floats) -> t
     return value, gradient
 
 
+def means(a: Floats, b: Floats, lengths: Floats, alpha: Floats) -> Floats:
+    """(n,) means of the process at rows (n, d): ``covariance(a, b, lengths) @ alpha`` row by row, so that each is the
+    same to the last bit whatever the others are."""
+    scaled = b / lengths
+    squares = (scaled**2).sum(1)
+    out = np.empty(len(a))
+    for i, row in enumerate(np.ascontiguousarray(a / lengths)):
+        d = np.sqrt(5 * np.maximum(row @ row + squares - 2 * (scaled @ row), 0.0) + 1e-12)
+        out[i] = ((1 + d + d**2 / 3) * np.exp(-d)) @ alpha
+    return out
+
+
 def weights(z: Floats, rest: Floats, own: Floats, h: Hyper) -> Floats:
     """(n,) coefficients of the covariances with n rows: ``covariance(new, z) @ weights`` is the process's mean. ``own``
-    as in :func:`fit_hyper`."""
+    as in :func:`fit_hyper`; see :func:`means`."""
     k = h.variance * covariance(z, z, h.lengths)
     trust = np.ones(len(rest))
     for _ in range(3):

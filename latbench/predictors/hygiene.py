@@ -20,6 +20,7 @@ from latbench.metric import METRICS
 from latbench.predictors.table_tests import ALPHA, excess_error, monotonicity
 from latbench.setting import Setting
 from latbench.space import SearchSpace
+from latbench.visit import Interval
 
 if TYPE_CHECKING:
     from latbench.predictors.table import Table
@@ -32,7 +33,7 @@ NOT_ADDITIVE = 0.05
 OLD_DAYS, DRIFTED_PERCENT = 180, 20.0
 #: Runtimes whose Python package has another name.
 PACKAGES = {"tvm": "apache-tvm", "tvm-rpc": "apache-tvm"}
-#: Breaks of monotonicity that are named one by one.
+#: Findings of one kind that are named one by one, the worst of them.
 _NAMED = 20
 
 What = Literal["entry", "missing", "monotonicity", "additivity", "stale", "drift", "age"]
@@ -59,7 +60,7 @@ def check(table: Table, space: SearchSpace | None = None, *, setting: Setting | 
     """
     found = [
         *_entries(table), *_coverage(table, space), *_monotonicity(table), *_additivity(table),
-        *_staleness(table, setting), *_drift(table), *_age(table),
+        *_staleness(table, setting), *_drift(table), *_age(table), *_uncertain(table),
     ]  # fmt: skip
     order = ("problem", "warning", "note")
     return sorted(found, key=lambda f: order.index(f.severity))
@@ -75,11 +76,29 @@ def _entries(table: Table) -> Iterator[Finding]:
             continue
         i = e.interval
         if not isfinite(i.value) or i.value <= 0:
-            yield Finding("problem", key, f"{table.metric} is a positive number, not {i.value} {unit}")
+            yield Finding("problem", key, f"{table.metric} is a positive number, not {i.value:.4g} {unit}")
         elif not i.low <= i.value <= i.high:
             yield Finding("problem", key, f"the value {i.value:.4g} {unit} is outside its interval")
-        elif not own and (half := (i.high - i.low) / 2 / i.value) > UNCERTAIN:
-            yield Finding("warning", key, f"uncertain: ± {half:.1%} after {e.visits} Visits")
+
+
+def _uncertain(table: Table) -> Iterator[Finding]:
+    """Entries with wide intervals, the widest first; of a simulator, whose own error all share, none."""
+    if table.setting.model_error:
+        return
+    halves = {k: _half(e.interval) for k, e in table.entries.items() if e.supported}
+    wide = sorted((k for k, half in halves.items() if half > UNCERTAIN), key=lambda k: -halves[k])
+    for key in wide[:_NAMED]:
+        visits = table.entries[key].visits
+        said = f"± {halves[key]:.1%} after {visits} Visits" if isfinite(halves[key]) else "one Visit tells no interval"
+        yield Finding("warning", key, f"uncertain: {said}")
+    if rest := wide[_NAMED:]:
+        text = f"uncertain: {len(rest)} further entries of {len(halves)}, beyond ± {UNCERTAIN:.0%} all of them"
+        yield Finding("warning", "", text)
+
+
+def _half(i: Interval) -> float:
+    """Half of an interval over its value; 0 of what is broken, which is a finding of its own."""
+    return (i.high - i.low) / 2 / i.value if i.value > 0 and i.low <= i.value <= i.high else 0.0
 
 
 def _coverage(table: Table, space: SearchSpace | None) -> Iterator[Finding]:
@@ -93,6 +112,8 @@ def _coverage(table: Table, space: SearchSpace | None) -> Iterator[Finding]:
             yield Finding("warning", "", f"its space cannot be made here: {e}", "missing")
             return
     if space is None or not table.holds("block"):
+        why = "no space says which Ops it should hold" if space is None else "it holds units alone, and a space lists blocks"
+        yield Finding("note", "", f"missing Ops: not known: {why}", "missing")
         return
     covered = table.coverage(space)
     for op in covered.missing:
@@ -161,6 +182,8 @@ def _staleness(table: Table, now: Setting | None) -> Iterator[Finding]:
     try:
         here = version(PACKAGES.get(its.runtime, its.runtime))
     except PackageNotFoundError:
+        text = f"staleness: not known: {its.runtime} is not installed here; --device {_profile(table)} asks the device"
+        yield Finding("note", "", text, "stale")
         return
     if here != its.runtime_version:
         text = f"stale: measured with {its.runtime} {its.runtime_version}, installed here is {here}"

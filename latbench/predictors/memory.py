@@ -203,6 +203,8 @@ class Memory(Predictor):
             c, ranges = arrays["coefficients"], arrays["ranges"]
             if c.shape != (1 + len(AMOUNTS),) or ranges.shape != (2, len(AMOUNTS)):
                 raise ValueError(f"shapes {c.shape} and {ranges.shape}")
+            if not (np.isfinite(c).all() and (c >= 0).all() and np.isfinite(ranges).all()):
+                raise ValueError("coefficients and ranges are numbers, and no coefficient is below 0")
             return cls(folder.card, c, Conformal.from_arrays(arrays), ranges, dict(d["unsupported"]))
         except (KeyError, TypeError, ValueError) as e:
             raise FileFormatError(f"{folder.path}: not a memory predictor: {e!r}") from e

@@ -7,6 +7,9 @@ Data that come with the order they were measured in are fitted together with the
 refers to the *reference*: the mean level of the drift over the measured networks. ``predict_archs(…, order=…)`` asks
 for given places in the order instead: between measured ones it interpolates the drift, which helps to judge a fit on
 data that drifted, and says nothing about a measurement of tomorrow.
+
+Architectures with choices that no measured network made, or with totals outside the measured range, get wider intervals
+and a warning (:mod:`latbench.predictors.network_extrapolation`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from latbench.op import Op
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files
 from latbench.predictors.nearest import how_to_measure, unknown
+from latbench.predictors.network_extrapolation import Extrapolation, learn, warnings_of
 from latbench.predictors.network_inputs import (
     WHOLE,
     View,
@@ -42,7 +46,7 @@ from latbench.predictors.process_rows import RowProcess
 from latbench.predictors.processes import ORDER, Process
 from latbench.predictors.trees import BoostedTrees, ExtraTrees
 from latbench.space import SearchSpace
-from latbench.statistics import widened
+from latbench.statistics import widened_factors
 from latbench.uncertainty import require
 from latbench.visit import ArchEstimates, Estimate, Interval, Part
 
@@ -52,6 +56,8 @@ Floats = npt.NDArray[np.float64]
 MIN_NETWORKS = 5
 #: Spaces up to this size keep an answer for each architecture.
 MAX_KEPT = 2**17
+#: The largest logarithm by which an interval reaches up or down.
+_WIDEST = 20.0
 #: Architectures at a time of a larger space.
 _CHUNK = 2048
 
@@ -78,17 +84,20 @@ class NetworkRegression(Predictor):
         level: float,
         conformals: Mapping[str, Normalised],
         unsupported: Mapping[str, str],
+        extrapolation: Extrapolation | None = None,
     ) -> None:
+        # Files of earlier versions know no ``extrapolation``: their intervals are as wide everywhere.
         self.card, self.space, self.kinds = card, space, tuple(kinds)
         self.views, self.process, self.members, self.level = tuple(views), process, dict(members), level
         self.unsupported, self._conformals = dict(unsupported), dict(conformals)
+        self._extrapolation = extrapolation
         positions = space.positions if space is not None else 0
         self._quick = {
             k: RowProcess(m, self.views, positions) if isinstance(m, Process) else m.predict for k, m in members.items()
         }
         self._kept: Floats | None = None
         if space is not None and space.size <= MAX_KEPT:
-            self._kept = np.full(space.size, np.nan)
+            self._kept, self._kept_new = np.full(space.size, np.nan), np.zeros((space.size, 3))
             self._place = np.cumprod([1, *space.num_choices[:0:-1]])[::-1]
 
     # -- making one ---------------------------------------------------------------------------------------------
@@ -124,9 +133,11 @@ class NetworkRegression(Predictor):
             y, noise = _logs(np.array([m.value for m in data.calibration]))
             candidates = [Rows.of((view,), (x,), y, noise, 0)]
         rows, drifts, chosen = fit_best(candidates, order, families, seed)
+        space = times.space if times is not None else None
+        extrapolation, wider = learn(rows, chosen.process, space, seed)
         conformals = {
-            "reference": Normalised.from_left_out(rows.y - chosen.left_out),
-            "in order": Normalised.from_left_out(rows.y - chosen.left_out_in_order),
+            "reference": Normalised.from_left_out((rows.y - chosen.left_out) / wider),
+            "in order": Normalised.from_left_out((rows.y - chosen.left_out_in_order) / wider),
         }
         off = np.exp(chosen.left_out - rows.y) - 1
         model = {
@@ -137,15 +148,17 @@ class NetworkRegression(Predictor):
             "mean_absolute_log_error": dict(chosen.tried),
             "drift": _describe_drift(chosen, order if drifts else None),
             "rounded": bool(rows.known_noise.any()),
+            "extrapolation": extrapolation.describe(rows.views, space),
         }
         card = data.card.replace(
             predictor=cls.name, model=model, intervals=conformals["reference"].describe(level),
-            space=times.space.spec if times is not None else None,
+            space=space.spec if space is not None else None,
+            notes=(*data.card.notes, *extrapolation.notes(rows.views, space)),
         )  # fmt: skip
-        space = times.space if times is not None else None
         return cls(
-            card, space, kinds, rows.views, chosen.process, chosen.members, chosen.level, conformals, data.unsupported
-        )
+            card, space, kinds, rows.views, chosen.process, chosen.members, chosen.level, conformals, data.unsupported,
+            extrapolation,
+        )  # fmt: skip
 
     # -- asking it ----------------------------------------------------------------------------------------------
 
@@ -157,17 +170,20 @@ class NetworkRegression(Predictor):
         ``order`` as in :meth:`predict_archs`. Raises :class:`UnknownOpError`, :class:`UnsupportedOpError`,
         :class:`UncertainError`.
         """
-        low, high = self._factors(level, order is not None)
+        conformal = self._conformals["in order" if order is not None else "reference"]
+        conformal.factor(level)
         for name, op in [*((b.name, b.op) for b in net.blocks), *((n.name, n.op) for n in net.nodes)]:
             if op.key in self.unsupported:
                 raise UnsupportedOpError(name, self.unsupported[op.key])
         at = None if order is None else np.array([order], np.float64)
-        value = float(np.exp(self._logs_of(net, at))[0])
+        logs, new = self._logs_of(net)
+        value = float(np.exp(logs + self._drift(at))[0])
+        low, high = (float(f[0]) for f in self._factors(level, order is not None, new))
         parts = (
             Part("network", "the whole network", 1, value, "estimated", tuple(n.name for n in net.nodes), self.metric),
         )
         metrics = {self.metric: Interval(value, value * low, value * high)}
-        warnings = self._conformals["in order" if order is not None else "reference"].warnings(level)
+        warnings = (*warnings_of(new[0], self.views), *conformal.warnings(level))
         estimate = Estimate(self.setting, metrics, parts, level, warnings, self.card.statistic, self.metric)
         return require(estimate, max_uncertainty, self.card)
 
@@ -178,19 +194,20 @@ class NetworkRegression(Predictor):
 
         Raises :class:`ArchitectureError`, :class:`ConfigError` for another space, or where the fit knows no order.
         """
-        low, high = self._factors(level, order is not None)
         if self.space is None or space.spec != self.space.spec:
             own = "networks of no space" if self.space is None else f"{self.space!r}"
             raise ConfigError(f"this network predictor was fitted to {own}, not to {space!r}")
         a = space.validate_archs(archs)
         at = None if order is None else self._order(order, len(a))
-        value = np.exp(self._logs_of_archs(a) + self._drift(at))
+        logs, new = self._logs_of_archs(a)
+        value = np.exp(logs + self._drift(at))
+        low, high = self._factors(level, order is not None, new)
         supported = np.ones(len(a), bool)
         if self.unsupported and len(a):
             keys, counts = space.usage(a)
             supported = counts @ np.array([k in self.unsupported for k in keys], np.float64) == 0
             value[~supported] = np.nan
-        return ArchEstimates(value, value * low, value * high, supported, self.metric)
+        return ArchEstimates(value, value * low, value * high, supported, self.metric, np.asarray(new.any(axis=1)))
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -214,6 +231,10 @@ class NetworkRegression(Predictor):
             arrays |= {f"view{i}_mean": v.mean, f"view{i}_scale": v.scale}
         for name, c in self._conformals.items():
             arrays |= c.to_arrays(name)
+        growth = None
+        if self._extrapolation is not None:
+            growth, extents = self._extrapolation.to_files()
+            arrays |= extents
         fitted = {
             "space": self.space.spec if self.space is not None else None,
             "kinds": list(self.kinds),
@@ -224,6 +245,7 @@ class NetworkRegression(Predictor):
             "level": self.level,
             "conformals": sorted(self._conformals),
             "unsupported": self.unsupported,
+            "extrapolation": growth,
         }
         content |= {"network.json": files.as_json(fitted), "network.npz": files.npz(**arrays)}
         folder, _ = files.write_folder(path, self.card, content)
@@ -255,19 +277,23 @@ class NetworkRegression(Predictor):
                 else:
                     members[name] = BoostedTrees(folder.bytes(f"member{i}.ubj"))
             conformals = {n: Normalised.from_arrays(arrays, n) for n in d["conformals"]}
+            growth = d.get("extrapolation")
+            extrapolation = None if growth is None else Extrapolation.from_files(growth, arrays, len(views))
             return cls(
                 folder.card, space, d["kinds"], views, process, members, float(d["level"]),
                 {k: conformals[k] for k in ("reference", "in order")}, dict(d["unsupported"]),
+                extrapolation,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, ConfigError) as e:
             raise FileFormatError(f"{folder.path}: not a network predictor: {e!r}") from e
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    def _logs_of(self, net: Network, at: Floats | None) -> Floats:
-        """(1,) the logarithm of a network's value."""
+    def _logs_of(self, net: Network) -> tuple[Floats, Floats]:
+        """(1,) the logarithm of a network's value at the reference, and (1, 3) what is new about it."""
         if self.space is None:
-            return self._members_logs([whole_rows([net], self.kinds)]) + self._drift(at)
+            rows = [whole_rows([net], self.kinds)]
+            return self._members_logs(rows), self._new(rows)
         if net.origin.get("space") != self.space.spec:
             ops = [b.op for b in net.blocks] or [n.op for n in net.nodes]
             known = {op.key for op in self.space.ops()}
@@ -276,22 +302,26 @@ class NetworkRegression(Predictor):
                 strange, self.space.ops(), f"{net.name} is no network of {self.space!r}, which the fit was made for\n  "
                 f"{how_to_measure(self.card, net, self.name)}",
             )  # fmt: skip
-        return self._logs_of_archs(self.space.validate_archs([net.origin["arch"]])) + self._drift(at)
+        return self._logs_of_archs(self.space.validate_archs([net.origin["arch"]]))
 
-    def _logs_of_archs(self, a: npt.NDArray[np.int64]) -> Floats:
-        """(n,) logarithms at the reference; those of a small space are kept."""
+    def _logs_of_archs(self, a: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """(n,) logarithms at the reference and (n, 3) what is new; those of a small space are kept."""
         space = self.space
         assert space is not None
         if self._kept is None:
-            parts = [a[i : i + _CHUNK] for i in range(0, len(a), _CHUNK)]
-            each = [self._members_logs(space_rows(space, part, self.views)) for part in parts]
-            return np.concatenate([np.empty(0), *each])
+            parts = [space_rows(space, a[i : i + _CHUNK], self.views) for i in range(0, len(a), _CHUNK)]
+            logs = np.concatenate([np.empty(0), *(self._members_logs(rows) for rows in parts)])
+            return logs, np.concatenate([np.empty((0, 3)), *(self._new(rows) for rows in parts)])
         i = a @ self._place
         missing = np.unique(i[np.isnan(self._kept[i])])
         if len(missing):
-            new = missing[:, None] // self._place % np.array(space.num_choices)
-            self._kept[missing] = self._members_logs(space_rows(space, new, self.views))
-        return np.asarray(self._kept[i])
+            rows = space_rows(space, missing[:, None] // self._place % np.array(space.num_choices), self.views)
+            self._kept[missing], self._kept_new[missing] = self._members_logs(rows), self._new(rows)
+        return np.asarray(self._kept[i]), np.asarray(self._kept_new[i])
+
+    def _new(self, rows: list[Floats]) -> Floats:
+        """(n, 3) what is new about rows of every view: see :meth:`Extrapolation.new`."""
+        return np.zeros((len(rows[0]), 3)) if self._extrapolation is None else self._extrapolation.new(rows)
 
     def _members_logs(self, rows: list[Floats]) -> Floats:
         """(n,) the mean of the members at the reference, for rows of every view."""
@@ -313,11 +343,12 @@ class NetworkRegression(Predictor):
             return 0.0
         return self.process.part({ORDER: at[:, None]}, in_time=True) - self.level
 
-    def _factors(self, level: float, in_order: bool) -> tuple[float, float]:
-        """What multiplies an estimate to give the ends of its interval."""
-        half = self._conformals["in order" if in_order else "reference"].factor(level)
-        x = widened(Interval(1.0, float(np.exp(-half)), float(np.exp(half))), self.setting.model_error, level)
-        return x.low, x.high
+    def _factors(self, level: float, in_order: bool, new: Floats) -> tuple[Floats, Floats]:
+        """(n,) each: what multiplies estimates to give the ends of their intervals, by what is ``new`` (n, 3)."""
+        half = self._conformals["in order" if in_order else "reference"].factor(level) * np.ones(len(new))
+        if self._extrapolation is not None:
+            half = np.minimum(half * self._extrapolation.growth.widths(new), _WIDEST)
+        return widened_factors(np.exp(-half), np.exp(half), self.setting.model_error, level)
 
 
 def _families(given: Any) -> tuple[str, ...]:

@@ -64,10 +64,14 @@ class Rows:
         """Of the rows ``x`` of each view."""
         return cls(views, inputs_of(views, x, positions, order), np.concatenate(x, axis=1), y, known_noise, positions)
 
+    def by_view(self) -> list[Floats]:
+        """The rows (n, d) of each view."""
+        return np.split(self.plain, np.cumsum([len(v.mean) for v in self.views])[:-1], axis=1)
+
     def fold(self, seen: npt.NDArray[np.bool_], y: Floats) -> tuple[Rows, Rows]:
         """The rows that are ``seen`` (n,), scaled by themselves, and the others scaled by those; ``y`` (n,) for ours,
         without an order."""
-        x = np.split(self.plain, np.cumsum([len(v.mean) for v in self.views])[:-1], axis=1)
+        x = self.by_view()
         views = tuple(View.of(v.kind, v.choices, own[seen]) for v, own in zip(self.views, x, strict=True))
         first, second = (
             Rows.of(views, [own[m] for own in x], y[m], self.known_noise[m], self.positions) for m in (seen, ~seen)

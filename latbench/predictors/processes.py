@@ -191,6 +191,24 @@ def fit(
     return replace(solver.solve(y, np.exp(p[-1]) / weights + extra + _JITTER), evidence=evidence, weights=weights)
 
 
+def left_out_together(
+    process: Process,
+    inputs: Inputs,
+    y: Floats,
+    weights: Floats,
+    known_noise: Floats,
+    groups: Sequence[npt.NDArray[np.bool_]],
+) -> tuple[Floats, list[Floats]]:
+    """Errors of targets ``y`` (n,) by fits to others of these rows, with the hyperparameters of ``process``: (n,) each
+    row left out, and for each of ``groups`` (n,) those of its rows, left out together (block leave-one-out: solution
+    over the block of the inverse). ``weights`` and ``known_noise`` (n,) are as in :func:`fit`."""
+    noise = np.exp(process.parameters[-1]) / weights + known_noise + _JITTER
+    k = _covariance(process.terms, process.parameters, inputs, inputs) + np.diag(noise)
+    inverse = np.linalg.inv(k)
+    alpha = inverse @ (y - process.mean)
+    return alpha / np.diag(inverse), [np.linalg.solve(inverse[np.ix_(g, g)], alpha[g]) for g in groups]
+
+
 def some_rows(n: int, most: int, order: Floats | None, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Numbers of at most ``most`` of n rows, sorted. Where there is an order (n, 1), a few runs of neighbours in it:
     rows far apart say nothing of fast drift, and a single run nothing of slow drift."""

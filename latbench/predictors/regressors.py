@@ -59,15 +59,21 @@ class KindModel:
         return f"{self.base} + {self.residual}" if self.residual else self.base
 
     def predict(self, x: Floats) -> Floats:
-        """(n,) logarithms of milliseconds for features (n, len(NAMES)); one fitted to fewer columns reads the first."""
+        """(n,) logarithms of milliseconds for features (n, len(NAMES)); one fitted to fewer columns reads the first.
+
+        What is said of an Op does not depend on which others are asked for with it, to the last bit: a matrix product
+        would sum up in another order for another number of rows.
+        """
         a = self.arrays
         x = x[:, : len(a["mean"])]
         y = _costs_log(x, a["costs"]) if self.base == "costs" else _ridge_predict(x, a)
         if self.residual == GP:
-            k = gaussian.covariance(_scaled(x, a)[:, a["gp_columns"].astype(int)], a["gp_x"], a["gp_lengths"])
-            return np.asarray(y + k @ a["gp_alpha"])
+            z = _scaled(x, a)[:, a["gp_columns"].astype(int)]
+            return np.asarray(y + gaussian.means(z, a["gp_x"], a["gp_lengths"], a["gp_alpha"]))
         if self.residual == "gp":
-            return np.asarray(y + _kernel(_scaled(x, a), a["gp_x"], float(a["gp_length"])) @ a["gp_alpha"])
+            length = float(a["gp_length"])
+            rows = (_kernel(row[None], a["gp_x"], length) @ a["gp_alpha"] for row in _scaled(x, a))
+            return np.asarray(y + np.array([v for (v,) in rows]))
         if self.residual:
             trees = self._trees.inplace_predict(x, validate_features=False)
             return np.asarray(trees if self.residual == "xgb monotone" else y + trees, np.float64)
@@ -193,6 +199,11 @@ def _fit(
     return KindModel(base, residual, arrays, booster)
 
 
+def _dots(x: Floats, weights: Floats) -> Floats:
+    """``x @ weights``, each row summed up by itself."""
+    return np.asarray((np.ascontiguousarray(x) * weights).sum(axis=1))
+
+
 # -- a constant and non-negative costs per MAC and byte --------------------------------------------------------------
 
 
@@ -212,7 +223,7 @@ def _fit_costs(x: Floats, y: Floats, trust: Floats) -> Floats:
 
 
 def _costs_log(x: Floats, costs: Floats) -> Floats:
-    return np.log(np.maximum(_cost_columns(x) @ costs, 1e-9))
+    return np.log(np.maximum(_dots(_cost_columns(x), costs), 1e-9))
 
 
 # -- log-linear -----------------------------------------------------------------------------------------------------
@@ -247,7 +258,7 @@ def _fit_ridge(x: Floats, y: Floats, trust: Floats) -> dict[str, Floats]:
 
 
 def _ridge_predict(x: Floats, a: Mapping[str, Floats]) -> Floats:
-    return np.asarray(_scaled(x, a) @ a["coefficients"] + a["intercept"])
+    return np.asarray(_dots(_scaled(x, a), a["coefficients"]) + a["intercept"])
 
 
 # -- Gaussian process with one length scale, of files of earlier versions ---------------------------------------------

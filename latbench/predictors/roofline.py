@@ -11,7 +11,7 @@ them. Where a store holds measured networks of the device, efficiency and overhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp
 from pathlib import Path
 from statistics import NormalDist
@@ -27,7 +27,7 @@ from latbench.network import Network
 from latbench.op import Op
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files
-from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes
+from latbench.predictors.additive import MIN_NETWORKS, Calibration, calibrate, group, megabytes, number
 from latbench.predictors.features import roofline_ms
 from latbench.predictors.gather import estimate_archs
 from latbench.space import SearchSpace
@@ -48,8 +48,13 @@ FOLDED = frozenset({
     "relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "gelu", "elu", "softplus", "leaky_relu",
     "clip", "prelu", "batch_norm", "identity", "dropout", "flatten", "reshape",
 })  # fmt: skip
+#: Origin of what takes no time of its own, so that its 0 ms are not taken for an answer.
+INSIDE = "in the kernel before"
 PRIOR = "share of the roofline that is usual"
 _PEAKS = ("peak_gflops", "bandwidth_gbs")
+#: What starting a kernel costs on the GPUs above, in µs. Where a profile does not say, and as much a kernel would be
+#: more than the whole estimate, that is a warning.
+USUAL_LAUNCH_US = 8.0
 
 
 class Roofline(Predictor):
@@ -149,12 +154,20 @@ class Roofline(Predictor):
         for op, name, ms in self._costs(net) or ():
             merged.setdefault(op.key, (op, ms, []))[2].append(name)
         parts = [
-            Part(key, op.label, len(names), self.calibration.op_ms(op, ms) * len(names), "roofline", tuple(names))
+            Part(
+                key,
+                op.label,
+                len(names),
+                self.calibration.op_ms(op, ms) * len(names),
+                INSIDE if op.kind in FOLDED else "roofline",
+                tuple(names),
+            )
             for key, (op, ms, names) in merged.items()
         ]
         warnings = self.calibration.warnings(sum(p.value for p in parts))
         if self._conformal is None:
-            warnings = ("a first guess from the profile's peaks: nothing was measured", *warnings)
+            first = "a first guess from the profile's peaks: nothing was measured"
+            warnings = (first, *self._unknown_launches(parts), *warnings)
         if self.overhead_ms:
             parts.append(Part("overhead", "overhead", 1, self.overhead_ms, "overhead"))
         value = float(sum(p.value for p in parts))
@@ -167,6 +180,17 @@ class Roofline(Predictor):
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
         """Latencies of an (n, positions) integer array of architectures, milliseconds."""
         return estimate_archs(self, space, archs, self.factors(level), self._cache)
+
+    def _unknown_launches(self, parts: Sequence[Part]) -> tuple[str, ...]:
+        """A warning where what the profile does not say of launches may be most of the time."""
+        kernels = sum(p.count for p in parts if p.value > 0)
+        launches = kernels * USUAL_LAUNCH_US * 1e-3
+        if "launch_us" in self.peaks or launches <= sum(p.value for p in parts):
+            return ()
+        return (
+            f"hardware.launch_us is not known: were it {USUAL_LAUNCH_US:g} µs, as on GPUs, the starts of {kernels} "
+            f"kernels would take {launches:.3g} ms by themselves, which the estimate leaves out",
+        )
 
     def op_costs(self, keys: list[str]) -> Floats:
         """What each Op key adds, milliseconds; NaN where the device refused it."""
@@ -232,7 +256,9 @@ class Roofline(Predictor):
             conformal = None
             if "roofline.npz" in folder.files:
                 conformal = Conformal.from_arrays(folder.arrays("roofline.npz"))
-            peaks = {**d["peaks"], **{k: float(d["peaks"][k]) for k in _PEAKS}}
+            peaks = {k: v if k == "peak_gflops_of" else number(v, k) for k, v in d["peaks"].items()}
+            if not all(peaks[k] > 0 for k in _PEAKS):
+                raise ValueError(f"peaks are above 0, not {peaks}")
             return cls(folder.card, peaks, Calibration(**d["calibration"]), conformal, dict(d["unsupported"]))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise FileFormatError(f"{folder.path}: not a roofline: {e!r}") from e
@@ -264,11 +290,11 @@ def _peaks(data: FitData, given: Mapping[str, Any]) -> tuple[dict[str, Any], str
             known = {**host, **known}
     peaks = {k: known[k] for k in (*_PEAKS, "launch_us", "peak_gflops_of") if k in known}
     peaks |= {k: float(v) for k, v in given.items()}
-    for key in _PEAKS:
-        if key not in peaks:
-            raise ConfigError(
-                f"{profile}: hardware.{key}: missing, and a roofline needs it; add it to the profile's TOML from the "
-                f"data sheet ([hardware] peak_gflops = cores in use × GHz × FLOP a cycle, bandwidth_gbs = what their "
-                f"memory gives), or give the option {key}"
-            )
+    if missing := [key for key in _PEAKS if key not in peaks]:
+        raise ConfigError(
+            f"{profile}: {' and '.join(f'hardware.{key}' for key in missing)}: missing, and a roofline needs it; add "
+            "it to the profile's TOML from the data sheet ([hardware] peak_gflops = cores in use × GHz × FLOP a "
+            "cycle, bandwidth_gbs = what their memory gives), or give "
+            f"{' and '.join(f'the option {key}' for key in missing)}"
+        )
     return peaks, "given" if all(k in given for k in _PEAKS) else source

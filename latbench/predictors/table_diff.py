@@ -48,8 +48,11 @@ class Difference:
 class Comparison:
     """Two tables side by side: ``settings`` are the fields in which their Settings differ.
 
-    ``p_value`` is of the hypothesis that neither table is slower as a whole: Wilcoxon's signed-rank test on the log
-    ratios of the common Ops (Wilcoxon 1945), NaN with fewer than six of them.
+    ``only_a`` and ``only_b`` are the keys that one of them lacks, ``incomparable`` those that are in both, but refused
+    by one of the two devices or no positive number. ``p_value`` is of the hypothesis that neither table is slower as a
+    whole: Wilcoxon's signed-rank test on the log ratios of the common Ops (Wilcoxon 1945), NaN with fewer than six of
+    them. All Ops of a table were measured in its own campaign: what moved them together (another boot, a warmer room)
+    is a difference of the tables, too, and no test on two tables tells it from one of the devices.
     """
 
     metric: str
@@ -58,6 +61,7 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     p_value: float = nan
+    incomparable: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -76,11 +80,9 @@ def diff(a: Table, b: Table) -> Comparison:
     if a.metric != b.metric:
         raise ConfigError(f"the first table is of {a.metric}, the second of {b.metric}: they cannot be compared")
     exact = a.setting.simulated and b.setting.simulated
-    common = [
-        (x, y)
-        for key, x in a.entries.items()
-        if (y := b.entries.get(key)) is not None and x.supported and y.supported and x.value > 0 and y.value > 0
-    ]
+    both = [(x, b.entries[key]) for key, x in a.entries.items() if key in b.entries]
+    common = [(x, y) for x, y in both if x.value > 0 and y.value > 0]  # NaN where it is unsupported
+    apart = tuple(x.op.key for x, y in both if (x.supported or y.supported) and not (x.value > 0 and y.value > 0))
     adjusted = holm([welch(x, y, exact=exact) for x, y in common])
     found = [
         Difference(x.op.key, x.op.label, x.value, y.value, y.value / x.value, p)
@@ -94,6 +96,7 @@ def diff(a: Table, b: Table) -> Comparison:
         tuple(k for k in a.entries if k not in b.entries),
         tuple(k for k in b.entries if k not in a.entries),
         _wholes([d.ratio for d in found]),
+        apart,
     )
 
 

@@ -99,11 +99,12 @@ def monotonicity(entries: Sequence[Entry], *, exact: bool = False) -> tuple[list
     """``(breaks, pairs compared)``: significant at :data:`ALPHA` in the family of pairs, and at least :data:`BREAK`.
 
     Two Ops are compared where they are made of the same primitives, every primitive of the one does at least as much
-    work on at least as many bytes as its counterpart, and no third Op lies between them.
+    work on at least as many bytes as its counterpart, and no third Op lies between them. Entries that cannot be tested
+    (a single Visit) are left out first, so that they do not stand between two that can.
     """
     groups: dict[tuple[object, ...], list[Entry]] = {}
     for e in entries:
-        if e.supported and e.value > 0:
+        if e.supported and e.value > 0 and spread(e, exact=exact) is not None:
             groups.setdefault(_composition(e.op), []).append(e)
     pairs: list[tuple[Entry, Entry]] = []
     for group in groups.values():
@@ -115,7 +116,7 @@ def monotonicity(entries: Sequence[Entry], *, exact: bool = False) -> tuple[list
         for (a, b), q in zip(pairs, holm(p), strict=True)
         if q < ALPHA and b.value < (1 - BREAK) * a.value
     ]
-    return sorted(found, key=lambda x: x.ratio), sum(not np.isnan(x) for x in p)
+    return sorted(found, key=lambda x: x.ratio), len(pairs)
 
 
 def _composition(op: Op) -> tuple[object, ...]:

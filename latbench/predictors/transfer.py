@@ -95,13 +95,14 @@ class Transfer(Predictor):
         alone = learn(times.space, {}, seed)
         priors = [alone]
         if data.sources:
-            priors = [learn(times.space, data.sources, seed), alone]
+            known = learn(times.space, data.sources, seed)
+            priors = [known.noisier(), alone]
         posterior = Posterior(priors, times.archs, np.log(times.values), rounding(times))
         limit = widest(posterior.left_out)
         own = (posterior.y - posterior.left_out.mean) / np.minimum(posterior.left_out.sd, limit)
         intervals = Normalised.from_left_out(own)
         if data.sources:
-            intervals = Normalised.from_devices(own, *episodes(priors[0], alone, data.sources, len(times), seed))
+            intervals = Normalised.from_devices(own, *episodes(known, alone, data.sources, len(times), seed))
         left_out = np.exp(posterior.left_out.mean) / times.values - 1
         model = {
             "networks": len(times), "sources": {k: len(v) for k, v in data.sources.items()},

@@ -62,7 +62,7 @@ def _episode(prior: Prior, alone: Prior, times: ArchTimes, n: int, rng: np.rando
     seen = rng.choice(usable[start : start + length], min(n, length), replace=False)
     others = np.setdiff1d(usable, seen)
     asked = rng.choice(others, ASKED, replace=len(others) < ASKED)
-    fitted = Posterior([prior, alone], times.archs[seen], np.log(times.values[seen]))
+    fitted = Posterior([prior.noisier(), alone], times.archs[seen], np.log(times.values[seen]))
     limit = widest(fitted.left_out)
     own = (fitted.y - fitted.left_out.mean) / np.minimum(fitted.left_out.sd, limit)
     mean, sd = fitted(times.archs[asked])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,11 @@ CENTRE = np.log([4.0, 0.1, 1.0, 0.01, 0.003, 0.0004])
 _SPREAD = 3.0
 _BOUNDS = (-14.0, 4.0)
 #: Variances for a device that no other one tells of: idealised devices or costs of its own, quiet or not.
-ALONE = np.log([[4.0, 0.1, 0.3, costs, 0.003, noise] for costs in (0.3, 3.0) for noise in (0.00003, 0.0003, 0.003)])
+ALONE = np.log(
+    [[4.0, 0.1, 0.3, costs, 0.003, noise] for costs in (0.3, 3.0) for noise in (0.00003, 0.0003, 0.003, 0.03)]
+)
+#: How much more noise variance than a source a new device may have: its measurements may be short, or its load high.
+NOISIER = (1.0, 10.0)
 #: Deviations, as costs, of how often a kind of choice was made, and of paths, counts of Ops and totals, where a choice
 #: at one place is one or zero: what is chosen costs the same wherever it stands, as far as nothing else is known.
 KIND_WEIGHT, WEIGHT = 10.0, 1.0
@@ -145,6 +150,12 @@ class Prior:
         kept = np.arange(self.sources) != source
         thetas = self.thetas[kept] if len(self.thetas) == self.sources else self.thetas
         return Prior(self.space, self.weights[kept], self.floors[kept], thetas)
+
+    def noisier(self) -> Prior:
+        """The same with every row of variances once for each of :data:`NOISIER`."""
+        more = copy(self)
+        more.thetas = np.concatenate([self.thetas + np.log(k) * (np.array(PARTS) == "noise") for k in NOISIER])
+        return more
 
     def _unscaled(self, *groups: Floats) -> tuple[Floats, Floats]:
         """(n, sources) the sources' values, and the scaled columns."""

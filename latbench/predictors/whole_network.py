@@ -62,6 +62,11 @@ class Effects:
     cold_ms_per_megabyte: float = 0.0
     cache_megabytes: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises :class:`ValueError` for what is no number, as a saved model may hold."""
+        for name in ("launch_ms", "cold_ms_per_megabyte", "cache_megabytes"):
+            object.__setattr__(self, name, additive.number(getattr(self, name), name))
+
     def __bool__(self) -> bool:
         return bool(self.launch_ms or self.cold_ms_per_megabyte)
 
