@@ -36,13 +36,13 @@ class Hyper:
 
 
 def covariance(a: Floats, b: Floats, lengths: Floats) -> Floats:
-    """Matérn 5/2 with unit variance between rows (n, d) and (m, d)."""
+    """Matérn 5/2 with unit variance between rows (n, d), or stacks of them, and (m, d)."""
     d = _distance(a / lengths, b / lengths)
     return np.asarray((1 + d + d**2 / 3) * np.exp(-d))
 
 
 def _distance(a: Floats, b: Floats) -> Floats:
-    d2 = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    d2 = (a**2).sum(-1)[..., None] + (b**2).sum(1) - 2 * a @ b.T
     return np.asarray(np.sqrt(5 * np.maximum(d2, 0.0) + 1e-12))
 
 
@@ -94,13 +94,8 @@ def _negative_evidence(theta: Floats, z: Floats, rest: Floats, own: Floats) -> t
 def means(a: Floats, b: Floats, lengths: Floats, alpha: Floats) -> Floats:
     """(n,) means of the process at rows (n, d): ``covariance(a, b, lengths) @ alpha`` row by row, so that each is the
     same to the last bit whatever the others are."""
-    scaled = b / lengths
-    squares = (scaled**2).sum(1)
-    out = np.empty(len(a))
-    for i, row in enumerate(np.ascontiguousarray(a / lengths)):
-        d = np.sqrt(5 * np.maximum(row @ row + squares - 2 * (scaled @ row), 0.0) + 1e-12)
-        out[i] = ((1 + d + d**2 / 3) * np.exp(-d)) @ alpha
-    return out
+    # A stack of products of one row each.
+    return np.asarray((covariance(np.ascontiguousarray(a)[:, None, :], b, lengths) @ alpha)[:, 0])
 
 
 def weights(z: Floats, rest: Floats, own: Floats, h: Hyper) -> Floats:

@@ -112,7 +112,8 @@ def _coverage(table: Table, space: SearchSpace | None) -> Iterator[Finding]:
             yield Finding("warning", "", f"its space cannot be made here: {e}", "missing")
             return
     if space is None or not table.holds("block"):
-        why = "no space says which Ops it should hold" if space is None else "it holds units alone, and a space lists blocks"
+        why = "no space says which Ops it should hold"
+        why = why if space is None else "it holds units alone, and a space lists blocks"
         yield Finding("note", "", f"missing Ops: not known: {why}", "missing")
         return
     covered = table.coverage(space)

@@ -266,7 +266,7 @@ def _ridge_predict(x: Floats, a: Mapping[str, Floats]) -> Floats:
 
 def _kernel(a: Floats, b: Floats, length: float) -> Floats:
     """Matérn 3/2 with unit variance."""
-    d2 = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    d2 = (a**2).sum(-1)[..., None] + (b**2).sum(1) - 2 * a @ b.T
     d = np.sqrt(np.maximum(d2, 0.0)) * (np.sqrt(3) / length)
     return np.asarray((1 + d) * np.exp(-d))
 
