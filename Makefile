@@ -11,7 +11,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Where `make bench` writes what it found, for benchmarks/figures.py.
 FIGURES ?= out/figures
-BENCHMARKS ?= additivity drift budget throughput kill_resume remote_overhead same_number opencl_exact arm_exact faults tda2x_fit tda2x_vs_zigzag tda2x_speed fixed_point fusion_detection onnx_zoo launch_bound peak_memory nb201_900 nb201_transfer coverage phones predictor_speed nb201_search nb201_limit moga_speed supernet_memory fairness lazy specialise
+BENCHMARKS ?= additivity drift budget throughput kill_resume remote_overhead same_number opencl_exact arm_exact faults tda2x_fit tda2x_vs_zigzag tda2x_speed fixed_point fusion_detection onnx_zoo launch_bound peak_memory nb201_900 nb201_transfer coverage phones predictor_speed nb201_search nb201_limit moga_speed gpu_throughput supernet_memory fairness lazy specialise
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt

@@ -319,3 +319,16 @@ def test_an_open_device_is_fitted_in_the_setting_that_it_has(lab):
         NotEnoughDataError, match=r"in its present Setting.*threads: \d+ ≠ 64.*`latbench profile --device "
     ):
         fit("table", store=lab.store, device=board)
+
+
+def test_sources_are_the_other_settings_of_the_store_and_never_ones_own(lab):
+    setting = lab.world.setting
+    elsewhere = replace(setting, device="elsewhere")
+    lab.store.add_setting(elsewhere, profile="elsewhere", description=Description("elsewhere", {"cores": 4}))
+    visits = [lab.visit(n.key, "network", 2 * lab.world.network_ms(n), "calibration") for n in lab.nets[:11]]
+    lab.store.add_visits(elsewhere, visits, subjects=lab.nets[:11], profile="elsewhere")
+    for own, other, count in ((setting, elsewhere, 11), (elsewhere, setting, 20)):
+        sources, notes = Gathered(lab.store, own, own.device, lab.world.space, None).sources("p50")
+        assert list(sources) == [f"{other.device} {other.hash[:6]}"]
+        assert [len(times) for times in sources.values()] == [count]
+        assert notes == []

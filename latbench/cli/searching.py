@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -42,7 +42,7 @@ from latbench.telling import Pace
 
 if TYPE_CHECKING:
     from latbench.predictor import Predictor
-    from latbench.problem import AccuracyEvaluator, Candidate
+    from latbench.problem import AccuracyEvaluator, Candidate, LimitOn
     from latbench.result import SearchResult
     from latbench.search_driver import Progress
     from latbench.space import SearchSpace
@@ -76,6 +76,9 @@ def search(
     soft_limit: Annotated[
         list[str] | None, typer.Option("--soft-limit", metavar="NAME=MOST", help="Counts among equals only.")
     ] = None,
+    limit_on: Annotated[
+        str, typer.Option("--limit-on", help="What must keep a limit on what is predicted: high, value or low end.")
+    ] = "high",
     accuracy: Annotated[str, typer.Option("--accuracy", help=ACCURACY)] = "digits",
     accuracy_set: Annotated[
         list[str] | None, typer.Option("--accuracy-set", metavar="KEY=VALUE", help="The evaluator's, e.g. epochs=4.")
@@ -115,7 +118,8 @@ def search(
             result = lb.search(
                 searcher, space=s, latency=latency, models=further, accuracy=judge,
                 objectives=objective or ["error", "latency_ms"], limits=_numbers(limit, "--limit"),
-                soft_limits=_numbers(soft_limit, "--soft-limit"), budget=budget, seed=seed, run=folder,
+                soft_limits=_numbers(soft_limit, "--soft-limit"), limit_on=cast("LimitOn", limit_on), budget=budget,
+                seed=seed, run=folder,
                 store=store, resume=not new, workers=workers, progress=show, report=note, **options,
             )  # fmt: skip
         except InfeasibleError as e:
