@@ -184,7 +184,9 @@ class NetworkRegression(Predictor):
         )
         metrics = {self.metric: Interval(value, value * low, value * high)}
         warnings = (*warnings_of(new[0], self.views), *conformal.warnings(level))
-        estimate = Estimate(self.setting, metrics, parts, level, warnings, self.card.statistic, self.metric)
+        estimate = Estimate(
+            self.setting, metrics, parts, level, warnings, self.card.statistic, self.metric, conformal.attainable
+        )
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(

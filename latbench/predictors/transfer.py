@@ -134,8 +134,9 @@ class Transfer(Predictor):
         part = Part("network", "whole network", 1, value, "estimated", tuple(n.name for n in net.nodes))
         warnings = self._intervals.warnings(level)
         estimate = Estimate(
-            self.setting, {self.metric: interval}, (part,), level, warnings, self.card.statistic, metric=self.metric
-        )
+            self.setting, {self.metric: interval}, (part,), level, warnings, self.card.statistic, self.metric,
+            self._intervals.attainable,
+        )  # fmt: skip
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
