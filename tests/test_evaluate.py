@@ -252,6 +252,30 @@ def test_wrong_options_say_what_would_be_right(file, args, says):
     assert says in str(r.exception) + r.output
 
 
+@pytest.mark.parametrize("option", ["--store=s.db", "--statistic=min", "--campaign=abc", "--device=local-cpu"])
+def test_an_option_of_a_store_is_refused_beside_a_file(file, option):
+    r = run(file, "network", "--space", "nasbench201", "--target", "phone", option)
+    assert r.exit_code != 0
+    assert f"{option.partition('=')[0]} belongs to a store" in str(r.exception)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--n=20", "--seeds=10", "--level=0.9", "--json", "--target=a", "--sources=a", "--pool=0:9", "--order=row"],
+)
+def test_an_option_of_a_file_is_refused_for_a_store_also_with_its_default(option):
+    r = run("table", option)
+    assert r.exit_code != 0
+    assert f"{option.partition('=')[0]} belongs to a file of measured times" in str(r.exception)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_the_environment_names_is_no_option_beside_a_file(file, monkeypatch):
+    monkeypatch.setenv("LATBENCH_STORE", "s.db")
+    args = ("--space", "nasbench201", "--target", "phone", "--pool", "0:60", "--n", 15, "--seeds", 1)
+    assert run(file, "network", *args).exit_code == 0
+
+
 def test_baselines_know_what_they_should():
     archs, asked = CELLS.sample_archs(80, 1), CELLS.sample_archs(40, 2)
     macs = {tuple(a): CELLS.network(a).macs for a in [*archs.tolist(), *asked.tolist()]}
