@@ -399,7 +399,7 @@ def test_a_model_of_another_setting_is_refused_for_a_device_that_is_named_or_mea
         assert f"threads: 99 ≠ {shelf.setting.threads}" in done.err
         assert f"power_mode: 'fast' ≠ {shelf.setting.power_mode!r}" in done.err
         assert "runtime_version" not in done.err
-        assert "mine: leave --device away" in done.err
+        assert "mine: leave --device and --measure away" in done.err
     own = str(shelf.put(2, 1.0))
     done = ok(run("predict", ARCH, *OF_SMALL, "--model", own, "--device", "local-cpu"))
     assert " on local-cpu: " in done.out

@@ -160,7 +160,7 @@ def named(path: str, device: str | None, runtime: Mapping[str, Any] | None = Non
     try:
         files.require_setting(card, setting, path)
     except SettingMismatchError as e:
-        e.add_note(f"for its own device, {own}: leave --device away; what there is for {device}: leave --model away")
+        e.add_note(f"for its own device, {own}: leave --device and --measure away; for {device}: leave --model away")
         raise
     note_bundled(source, model, None, device)
     return source, model, device
