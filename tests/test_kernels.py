@@ -209,8 +209,8 @@ def test_trees_that_are_empty_are_refused_before_xgboost_ends_the_process():
 @pytest.mark.parametrize(
     ("simple", "richer", "chosen"),
     [
-        (0.1, 0.1 * (1 - 0.5 * MIN_GAIN), "costs"),  # better by too small a share
-        (0.1, 0.1 * (1 - 1.5 * MIN_GAIN), "costs + gaussian"),
+        (0.3, 0.3 * (1 - 0.5 * MIN_GAIN), "costs"),  # better by too small a share
+        (0.3, 0.3 * (1 - 1.5 * MIN_GAIN), "costs + gaussian"),
         (2 * MIN_DROP, 1.5 * MIN_DROP, "costs"),  # by a quarter, but of an error that is noise
         (3 * MIN_DROP, 1.5 * MIN_DROP, "costs + gaussian"),
     ],
