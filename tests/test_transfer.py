@@ -526,3 +526,43 @@ def test_what_was_learnt_is_kept_for_the_next_call():
     assert learn(SPACE, times) is learn(SPACE, dict(times))
     times["a"] = ArchTimes.of(SPACE, ARCHS, SOURCES["a"][1] * 1.01)
     assert learn(SPACE, times) is not learn(SPACE, {k: ArchTimes.of(SPACE, *v) for k, v in SOURCES.items()})
+
+
+def test_a_new_device_may_be_as_noisy_as_a_source_or_have_ten_times_its_variance():
+    prior = learn(SPACE, {})
+    noise = PARTS.index("noise")
+    more = np.exp(prior.noisier().thetas).reshape(2, *prior.thetas.shape) / np.exp(prior.thetas)
+    np.testing.assert_allclose(more[..., noise], [np.ones(len(prior.thetas)), np.full(len(prior.thetas), 10.0)])
+    np.testing.assert_allclose(np.delete(more, noise, axis=2), 1.0)
+
+
+def test_each_prior_has_the_same_say_however_many_rows_of_variances_it_has():
+    prior = learn(SPACE, {})
+    one, many = (Prior(SPACE, prior.weights, prior.floors, np.repeat(prior.thetas[:1], n, 0)) for n in (1, 7))
+    y = np.log(device(ARCHS[:8], *NEW))
+    assert Posterior([many, one], ARCHS[:8], y).shares == pytest.approx([0.5, 0.5])
+
+
+def test_rounding_is_given_to_the_posterior():
+    ms = np.round(device(ARCHS[:12], *NEW))
+    model = lb.fit("transfer", space=SPACE, archs=ARCHS[:12], latency_ms=ms)
+    np.testing.assert_allclose(model._posterior.extra, 1 / 12 / ms**2)
+
+
+def test_a_source_in_the_part_of_the_new_device_is_measured_in_one_session(monkeypatch):
+    archs = SPACE.sample_archs(1200, 4)
+    times = {k: ArchTimes.of(SPACE, archs, device(archs, *DEVICES[k])) for k in "abc"}
+    order = np.random.default_rng(0).permutation(1200).astype(float)
+    times = {k: replace(t, order=order) for k, t in times.items()}
+    spans = []
+
+    def noted(given, rows, y):
+        nearest = np.abs(np.log(times["a"].values)[:, None] - y).argmin(axis=0)
+        spans.append(order[nearest])
+        return Posterior(given, rows, y)
+
+    prior, alone = learn(SPACE, times), learn(SPACE, {})
+    monkeypatch.setattr(transfer_errors, "Posterior", noted)
+    transfer_errors._episode(prior.without(0), alone, times["a"], 20, np.random.default_rng(1))
+    assert len(spans[0]) == 20
+    assert np.ptp(spans[0]) < transfer_errors.SESSION
