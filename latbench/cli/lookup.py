@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,16 @@ def _machine(card: Card) -> str:
     machine = " ".join(str(card.device[k]) for k in ("cpu", "machine") if card.device.get(k))
     machine = machine or str(card.device.get("profile") or "")
     return f"{machine} ({card.setting.device})" if machine else card.setting.device
+
+
+def add_asked(error: Exception, asked: Sequence[tuple[str, Exception]], model: str, device: str) -> None:
+    """Add to the error of a network that no predictor serves which one was asked, and what would make one that does."""
+    sources = [source for source, why in asked if why is error]
+    error.add_note(f"{sources[0]} was asked" + (f", and {len(asked) - 1} more" if len(asked) > 1 else ""))
+    own = "" if any(not source.startswith(BUNDLED) for source, _ in asked) else f"nothing was fitted for {device} yet; "
+    error.add_note(
+        f"{own}a predictor that knows it: latbench learn {shlex.quote(model)} --device {shlex.quote(device)}"
+    )
 
 
 def passed_over(source: str, why: Exception) -> None:

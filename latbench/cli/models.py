@@ -260,6 +260,8 @@ def _estimate(
             # One that could estimate it if it were asked to says so: that helps more than one that cannot.
             if first is None or (model.name == "kernels" and not isinstance(first, UnsupportedOpError)):
                 first = e
+    if first is not None:
+        lookup.add_asked(first, passed, text, device)
     raise first or lookup.none_found(root, device, setting, space, predictor, "" if space else text, metric)
 
 
