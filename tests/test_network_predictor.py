@@ -14,7 +14,7 @@ from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError, Un
 from latbench.predictor import FitData, MeasuredNetwork
 from latbench.predictors import network_extrapolation, processes
 from latbench.predictors.encodings import encode
-from latbench.predictors.network import NetworkRegression
+from latbench.predictors.network import NetworkRegression, _intervals
 from latbench.predictors.network_extrapolation import Extent, _without_each, kinds_of_choices
 from latbench.predictors.network_inputs import inputs_of, space_rows, space_views
 from latbench.predictors.network_models import arch_terms
@@ -416,3 +416,22 @@ def test_growth_at_new_positions_adds_up_as_independent_errors(monkeypatch):
     process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0), weights=np.ones(60))
     found, _ = network_extrapolation.learn(data, process, CELLS, 0)
     assert found.growth.unseen == pytest.approx(g)
+
+
+def test_work_beyond_the_range_that_may_be_an_unknown_choices_own_counts_in_proportion(monkeypatch):
+    archs = CELLS.sample_archs(60, 3)
+    views = space_views(CELLS, archs, ("raw",))
+    rows = space_rows(CELLS, archs, views)
+    data = network_extrapolation.Rows.of(views, rows, np.zeros(60), np.zeros(60), CELLS.positions)
+    # Nothing that was left out is off at all: a usual error is 0.5.
+    exact = lambda *a: (np.full(60, 0.5), [np.zeros(m.sum()) for m in a[-1]])  # noqa: E731
+    monkeypatch.setattr(network_extrapolation, "left_out_together", exact)
+    process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0), weights=np.ones(60))
+    growth = network_extrapolation.learn(data, process, CELLS, 0)[0].growth
+    assert (growth.beyond, growth.beyond_of_unknown) == pytest.approx((0.2 / 0.5, 1 / 0.5))
+
+
+def test_left_out_errors_count_by_how_much_wider_intervals_are_there():
+    process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0))
+    errors, wider = np.linspace(0.1, 1, 19), np.full(19, 4.0)
+    assert _intervals(errors, wider, process, np.zeros(19)).factor(0.9) == pytest.approx(np.sort(errors)[17] / 4)
