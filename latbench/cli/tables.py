@@ -174,8 +174,6 @@ def diff(
          "yes" if d.significant else "no" if d.tested else "one Visit")
         for d in c.differences[:most]
     ]  # fmt: skip
-    if c.clocks:
-        rows = [r[:3] for r in rows]
     columns = (
         "Op",
         f"first {METRICS[c.metric].unit}",
@@ -184,8 +182,8 @@ def diff(
         "p",
         "significant",
     )
-    columns = columns[:3] if c.clocks else columns
-    table(columns, rows, numbers=columns[1:5])
+    shown = 3 if c.clocks else len(columns)
+    table(columns[:shown], [r[:shown] for r in rows], numbers=columns[1 : min(shown, 5)])
     for setting in dict.fromkeys((first.setting.clock_words, second.setting.clock_words)):
         if setting:
             note(setting)
