@@ -178,7 +178,7 @@ def _plan(setting: Setting, net: Network) -> list[Unit]:
         return optimise_here(model.SerializeToString(), str(o["graph_optimization"]), str(o["provider"]))
 
     opset, ir_version = int(o["opset"]), int(o["ir_version"])
-    most = kept(opset, ir_version, version)
+    most = kept(o, version)
 
     def to_onnx(n: Network) -> onnx.ModelProto:
         return written(n, opset, ir_version, most[0])

@@ -41,7 +41,7 @@ from .onnx_units import (
     units_of,
     units_to_json,
 )
-from .onnxruntime_versions import default, newest
+from .onnxruntime_versions import default, kept, limits, newest
 from .python_runner import PythonRunnerOptions, PythonRunnerRuntime, cuda_versions
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class OnnxSessions(CoresRuntime):
         prune(self.folder)
         self._units: dict[str, str] = {}  # those of the last time it was open may be another version's
         self.block = 0 if self.compiles else self._block()
-        self._artefacts = Artefacts(self.folder, self.block, self.opset, self.ir_version, self._kept(), self._optimise)
+        most = kept(self._written, self.version)
+        self._artefacts = Artefacts(self.folder, self.block, self.opset, self.ir_version, most, self._optimise)
         if self.options.provider != CPU:
             self._artefacts.network_io = "bound"
         if self.compiles:
@@ -145,17 +146,18 @@ class OnnxSessions(CoresRuntime):
         usual = default(self.version)
         return o.opset or usual[0], o.ir_version or usual[1]
 
-    def _kept(self) -> tuple[int, int]:
-        """Up to which operator set and IR version a user's file stays as it is: a named one is a limit for it, too."""
-        o, most = self.options, newest(self.version)
-        return o.opset or most[0], o.ir_version or most[1]
+    @property
+    def _written(self) -> dict[str, Any]:
+        """Options of the Setting: what models are written for, and which of it is a limit for users' files as well."""
+        named = limits(self.options.opset, self.options.ir_version, self.version)
+        return {"opset": self.opset, "ir_version": self.ir_version, **({"limits": named} if named else {})}
 
     def _target(self) -> dict[str, Any]:
         o = self.options
         return {
             "device": self.identity(), "runtime": self.name, "version": self.version, "provider": o.provider,
             "graph_optimization": o.graph_optimization, "opset": self.opset, "ir_version": self.ir_version,
-            "kept": self._kept(),
+            "kept": kept(self._written, self.version),
             **({"provider_options": o.provider_options} if o.provider_options else {}),
         }  # fmt: skip
 
@@ -178,8 +180,8 @@ class OnnxSessions(CoresRuntime):
             device=self.identity(), runtime=self.name, runtime_version=self.version, threads=o.threads,
             affinity=self.affinity, power_mode=self.profile.power_mode, clock=self.profile.clock,
             options={
-                "provider": o.provider, "execution_mode": o.execution_mode, "opset": self.opset,
-                "graph_optimization": o.graph_optimization, "ir_version": self.ir_version, "nchwc_block": self.block,
+                "provider": o.provider, "execution_mode": o.execution_mode, **self._written,
+                "graph_optimization": o.graph_optimization, "nchwc_block": self.block,
                 "artefacts": ARTEFACT_VERSION, **({"env": env} if env else {}), **self._elsewhere(),
                 **({"fusion": self._fused} if self._fused is not None else {}),
             },

@@ -8,6 +8,8 @@ names a lower IR version than is really read.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 #: (major, minor) of onnxruntime → newest operator set, newest IR version.
 NEWEST = {
@@ -34,8 +36,19 @@ def default(version: str) -> tuple[int, int]:
     return min(17, opset), min(8, ir_version)
 
 
-def kept(opset: int, ir_version: int, version: str) -> tuple[int, int]:
-    """Up to which operator set and IR version a user's file stays as it is, in a Setting that is written for these:
-    all that its onnxruntime reads, unless the profile named another one than the default."""
-    usual, most = default(version), newest(version)
-    return most[0] if opset == usual[0] else opset, most[1] if ir_version == usual[1] else ir_version
+def limits(opset: int | None, ir_version: int | None, version: str) -> list[str]:
+    """What a profile names although it is the default: in a Setting's ``limits``, as its ``opset`` and ``ir_version``
+    do not tell that it was named."""
+    named = {"opset": opset, "ir_version": ir_version}
+    return [key for key, usual in zip(named, default(version), strict=True) if named[key] == usual]
+
+
+def kept(options: Mapping[str, Any], version: str) -> tuple[int, int]:
+    """Up to which operator set and IR version a user's file stays as it is, by a Setting's options: all that its
+    onnxruntime reads, unless the profile named one; another than the default was named, too."""
+    named = options.get("limits", ())
+    opset, ir_version = (
+        options[key] if key in named or options[key] != usual else most
+        for key, usual, most in zip(("opset", "ir_version"), default(version), newest(version), strict=True)
+    )
+    return opset, ir_version

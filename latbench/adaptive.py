@@ -23,7 +23,7 @@ from latbench.adaptive_clock import TimedLedger, used_s
 from latbench.adaptive_source import Source
 from latbench.campaign import begun, opened_device, opened_store, told_how_it_ends
 from latbench.device import Device
-from latbench.errors import NotEnoughDataError
+from latbench.errors import NotEnoughDataError, UnknownOpError, UnsupportedOpError
 from latbench.gathering import Gathered, profile_name
 from latbench.host_lock import HostLock
 from latbench.ledger import Ledger
@@ -90,6 +90,9 @@ class Learnt:
     campaign: str
     notes: tuple[str, ...] = ()
     kept: int = 0
+    #: The networks that it is for, with what was measured of them as wholes and what the predictor says; milliseconds,
+    #: NaN where one is not measured (yet) or cannot be predicted.
+    own: tuple[tuple[str, float, float], ...] = ()
 
 
 def learn(
@@ -154,7 +157,7 @@ def learn(
                 learning.assess()
         return Learnt(
             learning.best, tuple(learning.rounds), learning.minutes, record.id, tuple(dict.fromkeys(source.notes)),
-            learning.kept,
+            learning.kept, learning.own(networks),
         )  # fmt: skip
 
 
@@ -303,6 +306,22 @@ class Learning:
         if model is not None:
             self._keep(model, found, gathered)
         self._fit_s = time.monotonic() - began
+
+    def own(self, networks: Sequence[Network]) -> tuple[tuple[str, float, float], ...]:
+        """Name, measured and predicted milliseconds of the users' networks; see :class:`Learnt`."""
+        if self.best is None or not networks:
+            return ()
+        gathered = Gathered(self.store, self.device.setting, profile_name(self.store, self.device), None, None)
+        measured = {p: gathered.networks(p, self.statistic) for p in ("validation", "calibration")}
+        told = []
+        for net in networks:
+            seen = next((m[net.key].value for m in measured.values() if net.key in m), nan)
+            try:
+                predicted = self.best.predict(net).value
+            except (UnknownOpError, UnsupportedOpError):
+                predicted = nan
+            told.append((net.name, seen, predicted))
+        return tuple(told)
 
     def _keep(self, newest: Kernels, found: Validation | None, gathered: Gathered) -> None:
         """Keep whichever predicts the held-out networks better: the newest, or the best before it, both of today."""

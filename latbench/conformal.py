@@ -71,6 +71,11 @@ class Conformal:
         """True if n networks suffice for the level: ceil(level × (n + 1)) ≤ n."""
         return ceil(level * (len(self.residuals) + 1) - 1e-9) <= len(self.residuals)
 
+    @property
+    def attainable(self) -> float:
+        """The highest level that n networks can give: n / (n + 1)."""
+        return len(self.residuals) / (len(self.residuals) + 1)
+
     def warnings(self, level: float) -> tuple[str, ...]:
         """What an estimate must say where the level is more than the calibration can give."""
         return () if self.enough(level) else (_most(len(self.residuals)),)
@@ -175,6 +180,11 @@ class Normalised:
         """True if what it rests on suffices for the level."""
         n = len(self.scores)
         return bool(self.devices) or ceil(level * (n + 1) - 1e-9) <= n
+
+    @property
+    def attainable(self) -> float:
+        """The highest level that n own scores can give, n / (n + 1); other devices' shape has no such bound."""
+        return 1.0 if self.devices else len(self.scores) / (len(self.scores) + 1)
 
     def warnings(self, level: float) -> tuple[str, ...]:
         """What an estimate must say where the level is more than the calibration can give."""

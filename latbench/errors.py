@@ -262,7 +262,7 @@ class UncertainError(PredictorError):
         self.remedies = tuple(remedies)
         x = estimate.interval
         super().__init__(
-            f"too uncertain: {estimate.metric} {x.value:.4g} with {estimate.level:.0%} interval {x.low:.4g} to "
+            f"too uncertain: {estimate.metric} {x.value:.4g} with {estimate.reached:.0%} interval {x.low:.4g} to "
             f"{x.high:.4g} is ± {uncertainty:.1%}, at most ± {allowed:.1%} was asked for"
             + "".join(f"\n  {r}" for r in remedies)
         )

@@ -216,14 +216,24 @@ def _elsewhere(
 
 
 def _given(space: SearchSpace | None, sources: Sources | None) -> dict[str, ArchTimes]:
-    """Other devices' measured architectures, checked."""
+    """Other devices' measured architectures, checked. Raises :class:`ConfigError`."""
     from latbench.arch_times import ArchTimes
 
     if not sources:
         return {}
     if space is None:
         raise ConfigError("sources: their architectures belong to a space: give space too")
-    return {name: ArchTimes.of(space, *pair, what=f"sources[{name!r}]") for name, pair in sources.items()}
+    right = "sources={'phone': (archs, latency_ms), …}"
+    if not isinstance(sources, Mapping):
+        raise ConfigError(
+            f"sources: other devices' names and what they measured, {right}; not a {type(sources).__name__}"
+        )
+    found = {}
+    for name, pair in sources.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ConfigError(f"sources[{name!r}]: its architectures and their times, two arrays: {right}")
+        found[name] = ArchTimes.of(space, *pair, what=f"sources[{name!r}]")
+    return found
 
 
 def validation_of(predictor: Predictor) -> Validation | None:

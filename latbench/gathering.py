@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from latbench.store import Store
 
 
+#: Between a held-out network's name and the reason, in the notes of a card.
+LEFT_OUT = " was left out of the validation: "
+
+
 class Gathered:
     """The evidence of one Setting in a store, ready to be summed up by any statistic."""
 
@@ -155,7 +159,7 @@ class Gathered:
             try:
                 estimates[key] = predictor.predict(n.net, level=level)
             except (UnknownOpError, UnsupportedOpError) as e:
-                notes.append(f"held-out network {n.net.name} was left out of the validation: {e}".splitlines()[0])
+                notes.append(f"held-out network {n.net.name}{LEFT_OUT}{e}".splitlines()[0])
         if not estimates:
             how = self._card.profile_command + ("" if self._card.space else " --hold-out OTHER.onnx")
             return None, [*notes, f"not validated: no held-out networks; measure them: {how}"]

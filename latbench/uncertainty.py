@@ -10,14 +10,19 @@ from __future__ import annotations
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
+from latbench.card import GIVEN
 from latbench.errors import ConfigError, UncertainError
 
 if TYPE_CHECKING:
     from latbench.card import Card
     from latbench.visit import Estimate
 
+#: Key of the one part of an estimate that was not made of Ops.
+WHOLE = "network"
 #: Estimated parts that the error names.
 _NAMED = 3
+#: Fewest networks that the command which measures more of them asks for.
+_MORE = 40
 
 
 def uncertainty(estimate: Estimate) -> float:
@@ -54,17 +59,39 @@ def _remedies(estimate: Estimate, limit: float, card: Card) -> list[str]:
         )
     total = sum(abs(p.value) for p in estimate.breakdown) or 1.0
     guessed = sorted((p for p in estimate.breakdown if p.origin == "estimated"), key=lambda p: -p.value)
-    if guessed:
+    whole = any(p.key == WHOLE for p in guessed)
+    command = _more_networks(card) if whole else card.profile_command
+    if whole:
+        name = (card.space or {}).get("name")
+        said.append(
+            f"{card.predictor} estimates the network as a whole, from measured networks"
+            f"{f' of {name}' if name else ''}; measure more of them, and fit again: {command}"
+        )
+    elif guessed:
         named = ", ".join(p.label for p in guessed[:_NAMED])
         share = sum(p.value for p in guessed) / total
         said.append(
-            f"{share:.0%} of it is {len(guessed)} Ops that were never measured ({named}"
+            f"{share:.0%} of the estimate is {_ops(len(guessed))} never measured ({named}"
             f"{', …' if len(guessed) > _NAMED else ''}); measure them: {card.profile_command}"
         )
     if note := card.intervals.get("note"):
-        said.append(f"{note}; measure more: {card.profile_command}")
+        said.append(note if whole else f"{note}; measure more: {command}")
     if estimate.warnings and not guessed:
         said.append(estimate.warnings[0])
     if not said:
-        said.append(f"calibrate on more networks like this one: {card.profile_command}")
+        said.append(f"calibrate on more networks like this one: {command}")
     return said
+
+
+def _ops(n: int) -> str:
+    return "1 Op that was" if n == 1 else f"{n} Ops that were"
+
+
+def _more_networks(card: Card) -> str:
+    """The command that measures more whole networks than this fit had, and no Ops."""
+    if card.data.get("origin") == GIVEN:
+        return "give lb.fit more archs and latency_ms"
+    if not card.space:
+        return card.profile_command
+    had = int(card.model.get("networks") or card.intervals.get("networks") or 0)
+    return f"{card.profile_command} --level none --networks {max(_MORE, 2 * had)}"

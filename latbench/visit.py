@@ -112,6 +112,14 @@ class Measurement:
     #: How an isolated Op was separated from its boundary conversions, in all Visits that count.
     boundary: Boundary = "whole"
     metric: str = LATENCY
+    #: The highest level that the calibration can give: n/(n + 1) of n networks. A ``level`` above it was asked for, but
+    #: is not what the interval holds.
+    attainable: float = 1.0
+
+    @property
+    def reached(self) -> float:
+        """The level that the interval has: the one asked for, or what the calibration can give at most."""
+        return min(self.level, self.attainable)
 
     @property
     def interval(self) -> Interval:
@@ -180,6 +188,14 @@ class Estimate:
     #: The statistic whose value it estimates: p50 of a Visit's runs, min, ….
     statistic: str = "p50"
     metric: str = LATENCY
+    #: The highest level that the calibration can give: n/(n + 1) of n networks. A ``level`` above it was asked for, but
+    #: is not what the interval holds.
+    attainable: float = 1.0
+
+    @property
+    def reached(self) -> float:
+        """The level that the interval has: the one asked for, or what the calibration can give at most."""
+        return min(self.level, self.attainable)
 
     @property
     def interval(self) -> Interval:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy_device import QUICK, NumpyDevice
 
 from latbench.adaptive import FEWEST_JUDGES, Learning, Learnt, Round, learn
-from latbench.adaptive_choice import FIRST, KindState, choose
+from latbench.adaptive_choice import FIRST, UNKNOWN_ERROR, KindState, choose
 from latbench.adaptive_clock import used_s
 from latbench.adaptive_pool import FAMILIES, random_network
 from latbench.adaptive_source import Source
@@ -150,35 +149,104 @@ def test_the_networks_that_it_is_for_come_first_and_calibrate(tmp_path):
     assert measured
 
 
-def test_the_predictor_that_is_kept_is_the_one_that_the_networks_held_out_by_now_find_best():
-    networks = 2 * FEWEST_JUDGES
-    measured = np.ones(networks)
+class Judges:
+    """Held-out networks; a model's card says how far it is off, and of how many of them it knows all Ops."""
 
-    class Judges:
-        """Held-out networks; a model's card says how far it is off, and of how many of them it knows all Ops."""
+    def validate(self, model: Kernels, statistic: str, level: float) -> tuple[Validation, list[str]]:
+        said, known = 1 + model.card.data["off"], model.card.data["known"]
+        x = np.full(known, said)
+        return Validation.of(x, 0.9 * x, 1.1 * x, np.ones(known), level=level, statistic=statistic), []
 
-        def validate(self, model: Kernels, statistic: str, level: float) -> tuple[Validation, list[str]]:
-            said, known = measured * (1 + model.card.data["off"]), model.card.data["known"]
-            x = said[:known]
-            return Validation.of(x, 0.9 * x, 1.1 * x, measured[:known], level=level, statistic=statistic), []
 
-    def model(off: float, known: int = networks) -> Kernels:
-        made = Kernels.__new__(Kernels)
-        made.card = Card("kernels", Setting("law", "numpy", ""), "p50", {}, data={"off": off, "known": known})
-        return made
+def model_off(off: float, known: int) -> Kernels:
+    made = Kernels.__new__(Kernels)
+    made.card = Card("kernels", Setting("law", "numpy", ""), "p50", {}, data={"off": off, "known": known})
+    return made
 
+
+def kept_of(models: Sequence[Kernels]) -> tuple[Learning, list[Kernels]]:
+    """What is kept after each round, one a model."""
     learning, kept = Learning.__new__(Learning), []
     learning.best, learning.kept, learning.rounds, learning.statistic, learning.out = None, 0, [], "p50", kept.append
-    row = Round(0, 1.0, 1, 1, 1, 0.1, networks, 0.1, 1.0, 1.0)
-    # The second knows too few of the networks to be the best, the fourth is worse than the third, the last is better.
-    for m in (model(0.3), model(0.01, known=networks - 1), model(0.05), model(0.2), model(0.04)):
-        learning.rounds.append(replace(row, number=len(learning.rounds) + 1))
+    for number, m in enumerate(models, 1):
+        learning.rounds.append(Round(number, 1.0, 1, 1, 1, 0.1, m.card.data["known"], 0.1, 1.0, 1.0))
         learning._keep(m, Judges().validate(m, "p50", 0.9)[0], Judges())
+    return learning, kept
+
+
+def test_the_predictor_that_is_kept_is_the_one_that_the_networks_held_out_by_now_find_best():
+    n = 2 * FEWEST_JUDGES
+    # The second knows too few of the networks to be the best, the fourth is worse than the third, the last is better.
+    offs = ((0.3, n), (0.01, n - 1), (0.05, n), (0.2, n), (0.04, n))
+    learning, kept = kept_of([model_off(off, known) for off, known in offs])
     assert [m.card.data["learning_round"] for m in kept] == [1, 2, 3, 3, 5]
     assert [len(m.card.data["learning"]) for m in kept] == [1, 2, 3, 4, 5]
     assert kept[3].card.validation["score"]["rmspe"] == pytest.approx(0.05)
     assert learning.kept == 5
     assert learning.best is kept[-1]
+
+
+@pytest.mark.parametrize(("networks", "round_"), [(FEWEST_JUDGES - 1, 2), (FEWEST_JUDGES, 1)])
+def test_few_held_out_networks_do_not_say_that_an_earlier_round_was_better(networks, round_):
+    learning, _ = kept_of([model_off(0.1, networks), model_off(0.2, networks)])
+    assert learning.kept == round_
+
+
+class Clock:
+    """The time, and as many seconds more as one likes."""
+
+    def __init__(self) -> None:
+        self.later = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.later
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("latbench.adaptive.time", made)
+    monkeypatch.setattr("latbench.adaptive_clock.time", made)
+    return made
+
+
+@pytest.mark.usefixtures("one_each")
+def test_what_was_measured_until_the_time_is_up_is_fitted_too(tmp_path, clock):
+    device, seen = LawDevice("law"), []
+
+    def over(p: Progress) -> None:
+        if seen and p.stage == "measure" and len(device.taken) - at[0] > 30:
+            clock.later = 1e5
+
+    def on_round(r: Round) -> None:
+        seen.append(r)
+        at.append(len(device.taken))
+        del at[:-1]
+
+    at = [0]
+    done = learn(device, minutes=60, store=tmp_path / "s.db", on_round=on_round, on_progress=over, protocol=QUICK)
+    assert len(done.rounds) == len(seen) >= 2
+    assert seen[-1].minutes > 60
+    assert seen[-1].ops > seen[-2].ops
+    assert done.predictor is not None
+    assert len(done.predictor.card.data["learning"]) == len(seen)
+
+
+@pytest.mark.usefixtures("one_each")
+def test_time_that_an_earlier_run_used_counts(tmp_path, clock):
+    device, seen = LawDevice("law"), []
+
+    def longer(p: Progress) -> None:
+        clock.later = 3000.0  # 50 minutes
+        if len(device.taken) > 100:
+            raise StopError
+
+    with pytest.raises(StopError):
+        learn(device, minutes=60, store=tmp_path / "s.db", on_progress=longer, protocol=QUICK)
+    before = len(device.taken)
+    done = learn(device, minutes=40, store=tmp_path / "s.db", on_round=stop_after(2, seen), protocol=QUICK)
+    assert done.minutes > 50
+    assert len(device.taken) <= before + QUICK.max_visits
 
 
 @pytest.mark.usefixtures("one_each")
@@ -261,6 +329,13 @@ def test_a_kind_that_is_estimated_wrongly_is_measured_rather_than_one_that_is_ri
     candidates = [conv(c, kernel=k) for c in (12, 24, 40, 48, 56) for k in (1, 3)]
     chosen = choose(candidates, [0.1] * 10, known, 4)
     assert {kernel_kind(op) for op in chosen} == {POINTWISE}
+
+
+def test_the_error_of_a_kind_is_believed_from_a_few_measured_ops_on():
+    few, enough = ([conv(c) for c in range(8, 8 + n)] for n in (FIRST - 1, FIRST))
+    assert KindState(few, 0.02, [0.02] * 20).error == UNKNOWN_ERROR
+    assert KindState(enough, 0.02, [0.02] * 20).error == pytest.approx(0.02)
+    assert KindState(enough, None, [0.02] * 20).error == UNKNOWN_ERROR
 
 
 def test_a_new_kind_is_tried_before_one_that_is_known():

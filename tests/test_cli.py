@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,6 +388,55 @@ def test_a_search_keeps_its_limits_and_its_seed(run: Run, shelf: Shelf) -> None:
     other = searched(run, "other", "--seed", "1")
     assert other.provenance["seed"] == 1
     assert [c.arch for c in other.candidates] != [c.arch for c in free.candidates]
+
+
+def test_a_model_of_another_setting_is_refused_for_a_device_that_is_named_or_measured(run: Run, shelf: Shelf) -> None:
+    path = str(shelf.put(1, 1.0, setting=replace(shelf.setting, threads=99, power_mode="fast")))
+    for more in (["--device", "local-cpu"], ["--measure", *QUICK], ["--runtime", "threads=1"]):
+        done = run("predict", ARCH, *OF_SMALL, "--model", path, *more)
+        assert done.code != 0
+        assert "ms" not in done.out
+        assert f"threads: 99 ≠ {shelf.setting.threads}" in done.err
+        assert f"power_mode: 'fast' ≠ {shelf.setting.power_mode!r}" in done.err
+        assert "runtime_version" not in done.err
+        assert "mine: leave --device and --measure away" in done.err
+    own = str(shelf.put(2, 1.0))
+    done = ok(run("predict", ARCH, *OF_SMALL, "--model", own, "--device", "local-cpu"))
+    assert " on local-cpu: " in done.out
+    assert "not compared" not in done.err
+
+
+def test_a_model_without_a_device_answers_for_its_own_and_says_which_that_is(run: Run, shelf: Shelf) -> None:
+    other = replace(shelf.setting, device="somewhere-else")
+    done = ok(run("predict", ARCH, *OF_SMALL, "--model", str(shelf.put(1, 1.0, setting=other))))
+    assert " on mine: " in done.out
+    assert "numbers of mine (somewhere-else)" in done.err
+    assert "on local-cpu" not in done.out + done.err
+
+
+def test_a_model_for_a_device_out_of_reach_is_not_compared_and_names_its_own(run: Run, shelf: Shelf) -> None:
+    Path("far.toml").write_text(
+        'name = "far"\ntransport = {kind = "ssh", host = "127.0.0.1", port = 9}\nruntime = {kind = "onnxruntime"}\n'
+    )
+    done = ok(run("predict", ARCH, *OF_SMALL, "--model", str(shelf.put(1, 1.0)), "--device", "far.toml"))
+    assert " on mine: " in done.out
+    assert "out of reach" in done.err
+    assert "was not compared" in done.err
+
+
+def test_numbers_of_a_bundled_predictor_are_told_as_such_by_whichever_way_it_is_found(
+    run: Run, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from latbench import tables
+
+    shutil.copytree(shelf.put(1, 1.0), tmp_path / "house" / "brought")
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "house" / "__init__.py"))
+    for more in ([], ["--model", "brought", "--device", "local-cpu"]):
+        done = ok(run("predict", ARCH, *OF_SMALL, *more, "--models", "none"))
+        assert "(bundled with latbench: brought)" in done.out
+        assert "latbench brings along" in done.err
+        assert f"a machine of the project's own, mine ({shelf.setting.device})" in done.err
+        assert ("no predictor under none serves" in done.err) == (not more)
 
 
 def test_a_prediction_is_compared_with_the_same_statistic(run: Run, shelf: Shelf) -> None:

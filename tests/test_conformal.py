@@ -170,3 +170,12 @@ def test_an_interval_without_an_upper_end_is_said_and_kept():
     again = Card.loads(card.dumps())
     assert again.intervals == {"high": None}
     assert again.model == {"fits": [{"rmspe": None, "n": 3}]}
+
+
+@pytest.mark.parametrize(("rank", "own"), [(32, True), (28, False)])
+def test_own_errors_are_the_least_above_three_quarters_of_the_others(rank, own):
+    """Forty devices with mean absolute scores from 0.4 to 2.4 in even steps, and one at one of these ranks."""
+    scales = np.linspace(0.4, 2.4, 40)
+    others = np.ones((40, 10)) * scales[:, None]
+    c = Normalised.from_devices(np.full(10, scales[rank] + 1e-6), others, np.tile(np.linspace(0.1, 2, 50), (40, 1)))
+    assert (len(c.floor) > 0) == own

@@ -14,7 +14,7 @@ import latbench as lb
 from latbench.arch_times import ArchTimes
 from latbench.cli.app import app
 from latbench.errors import ConfigError, FileFormatError
-from latbench.evaluation import ADDITIVE, MACS, additive_baseline, evaluate, macs_baseline, means
+from latbench.evaluation import ADDITIVE, MACS, Answers, Run, additive_baseline, evaluate, macs_baseline, means
 from latbench.times_file import read_times
 from latbench.validation import Score, Validation
 
@@ -131,6 +131,29 @@ def test_the_same_seed_gives_the_same_scores_and_sources_are_used_by_who_can(fil
     assert a["transfer"]["rmspe"] == b["transfer"]["rmspe"]
     runs = evaluate(times, "phone", ["gpu"], ["transfer"], n=8, seeds=1, pool=(0, 60), seed=4)
     assert {r.name: r.picked for r in runs} == {"transfer": "chosen", ADDITIVE: "random", MACS: "random"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_baselines_learn_from_networks_drawn_at_random_whoever_else_chooses_its_own(file):
+    times = read_times(file, CELLS, ["phone", "gpu"])
+    with_sources, alone = (
+        evaluate(times, "phone", s, ["transfer"], n=12, seeds=2, pool=(0, 60)) for s in (["gpu"], [])
+    )
+    assert [r.picked for r in with_sources if r.name == "transfer"] == ["chosen", "chosen"]
+    for name in (ADDITIVE, MACS):
+        said, usual = ([r.answers.value.tolist() for r in runs if r.name == name] for runs in (with_sources, alone))
+        assert said == usual
+
+
+def test_answers_without_suspicious_networks_keep_the_intervals_of_the_others():
+    measured = np.array([0.001, 1.0, 2.0, 3.0])
+    value = np.array([1.0, 1.0, 2.0, 4.0])
+    run_ = Run.of("x", 0, 5, Answers(measured, value, 0.9 * value, 1.1 * value), 0.0, 0.0)
+    left = run_.without(0.01)
+    assert run_.coverage == pytest.approx(2 / 4)
+    assert left.coverage == pytest.approx(2 / 3)
+    assert left.width == pytest.approx(0.2)
+    assert left.score.n == 3
 
 
 def test_learning_rows_are_drawn_from_the_pool_and_all_rows_outside_it_are_asked(file, monkeypatch):
@@ -250,6 +273,30 @@ def test_wrong_options_say_what_would_be_right(file, args, says):
     r = run(file, "network", *args)
     assert r.exit_code != 0
     assert says in str(r.exception) + r.output
+
+
+@pytest.mark.parametrize("option", ["--store=s.db", "--statistic=min", "--campaign=abc", "--device=local-cpu"])
+def test_an_option_of_a_store_is_refused_beside_a_file(file, option):
+    r = run(file, "network", "--space", "nasbench201", "--target", "phone", option)
+    assert r.exit_code != 0
+    assert f"{option.partition('=')[0]} belongs to a store" in str(r.exception)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--n=20", "--seeds=10", "--level=0.9", "--json", "--target=a", "--sources=a", "--pool=0:9", "--order=row"],
+)
+def test_an_option_of_a_file_is_refused_for_a_store_also_with_its_default(option):
+    r = run("table", option)
+    assert r.exit_code != 0
+    assert f"{option.partition('=')[0]} belongs to a file of measured times" in str(r.exception)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_the_environment_names_is_no_option_beside_a_file(file, monkeypatch):
+    monkeypatch.setenv("LATBENCH_STORE", "s.db")
+    args = ("--space", "nasbench201", "--target", "phone", "--pool", "0:60", "--n", 15, "--seeds", 1)
+    assert run(file, "network", *args).exit_code == 0
 
 
 def test_baselines_know_what_they_should():

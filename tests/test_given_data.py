@@ -48,6 +48,9 @@ def test_wrong_arrays_are_refused_by_row_and_what_would_be_right(change, says):
     ("change", "says"),
     [
         ({"sources": {"gpu": ([[0] * 6], [-1.0])}}, r"sources\['gpu'\]: row 0"),
+        ({"sources": {"gpu": ARCHS}}, r"sources\['gpu'\]: its architectures and their times.*'phone': \(archs, lat"),
+        ({"sources": {"gpu": (ARCHS,)}}, r"sources\['gpu'\]: its architectures and their times"),
+        ({"sources": [(ARCHS, MS)]}, "sources: other devices' names.*not a list"),
         ({"order": np.arange(30)}, "transfer has no drift term"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from latbench.predictors.features import NAMES, features, kernel_kind, roofline_
 from latbench.predictors.kernel_costs import Cost, Shares
 from latbench.predictors.kernel_fits import fit_kinds, unknown_spread
 from latbench.predictors.kernels import Kernels
-from latbench.predictors.regressors import GP, KindModel, fit_kind, refit
+from latbench.predictors.regressors import GP, MIN_DROP, MIN_GAIN, KindModel, fit_kind, refit
 from latbench.predictors.table import Table
 from latbench.recalibration import Recalibrated
 from latbench.statistics import widened
@@ -205,6 +206,34 @@ def test_trees_that_are_empty_are_refused_before_xgboost_ends_the_process():
         KindModel("costs", "xgb", {}, b"")
 
 
+@pytest.mark.parametrize(
+    ("simple", "richer", "chosen"),
+    [
+        (0.3, 0.3 * (1 - 0.5 * MIN_GAIN), "costs"),  # better by too small a share
+        (0.3, 0.3 * (1 - 1.5 * MIN_GAIN), "costs + gaussian"),
+        (2 * MIN_DROP, 1.5 * MIN_DROP, "costs"),  # by a quarter, but of an error that is noise
+        (3 * MIN_DROP, 1.5 * MIN_DROP, "costs + gaussian"),
+    ],
+)
+def test_a_richer_form_is_chosen_where_it_is_clearly_better_and_not_for_any_gain(monkeypatch, simple, richer, chosen):
+    class Form:
+        """Knows the answer, and is off by as much as its form is said to be."""
+
+        def __init__(self, base, residual):
+            self.form = f"{base} + {residual}" if residual else base
+            self.off = {"costs": simple, f"costs + {GP}": richer}.get(self.form, 2 * simple)
+
+        def predict(self, x):
+            return x[:, 0] + self.off
+
+    monkeypatch.setattr(regressors, "_fit", lambda x, y, own, base, residual, *_: Form(base, residual))
+    monkeypatch.setattr(regressors, "_hyper", lambda *_: None)
+    log_ms = np.linspace(-2, 2, 40)
+    found = fit_kind(log_ms[:, None], np.exp(log_ms))
+    assert found.model.form == chosen.replace("gaussian", GP)
+    assert found.error == pytest.approx(richer if "+" in chosen else simple)
+
+
 def test_out_of_fold_predictions_come_from_fits_that_did_not_see_them():
     ops = random_convs(20, 5)
     ms = np.array([op.macs / 4e6 for op in ops])
@@ -292,6 +321,18 @@ def test_measured_units_are_used_and_unseen_shapes_are_estimated(unit_world):
     estimate = model.predict(new)
     assert "estimated" in {p.origin for p in estimate.breakdown}
     assert estimate.latency_ms == pytest.approx(world.network_ms(new), rel=0.1)
+
+
+def test_no_estimate_is_far_below_the_fastest_op_that_was_measured(unit_world):
+    _, data = unit_world
+    model = Kernels.fit(data)
+    fastest = min(m.latency_ms for m in data.ops.values())
+    new = conv(24, 40, 13)
+    assert new.key not in data.ops
+    kind = kernel_kind(new)
+    model.models[kind] = SimpleNamespace(predict=lambda x: np.full(len(x), -50.0))
+    (ms,) = model.alone_ms([new])
+    assert 0.4 * fastest < ms < fastest
 
 
 def test_a_simulators_own_error_widens_what_kernels_predict(unit_world):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 
 import pytest
 
 from latbench.adaptive import Round
 from latbench.cli import main
-from latbench.cli.learn import print_curve
+from latbench.cli.learn import _left_out, _own, print_curve
+from latbench.gathering import LEFT_OUT
 from latbench.load import load_predictor
 from latbench.network import Network, NetworkBuilder
 from latbench.store import Store
@@ -53,7 +55,9 @@ def test_learning_is_stopped_by_ctrl_c_and_gone_on_with_by_the_same_command(
     with pytest.raises(SystemExit) as stopped:
         main(args)
     assert stopped.value.code == 130
-    assert "run the same command again" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stop it with Ctrl-C at any time; the same command goes on" in said
+    assert "run the same command again" in said
     with Store.open(tmp_path / "latbench.db") as store:
         (record,) = store.campaigns()
         assert record.state == "interrupted"
@@ -65,10 +69,31 @@ def test_learning_is_stopped_by_ctrl_c_and_gone_on_with_by_the_same_command(
     said = capsys.readouterr().out
     assert "held-out networks" in said
     assert "saved model" in said
+    assert "\nsmall: " in said
     with Store.open(tmp_path / "latbench.db") as store:
         assert [c.id for c in store.campaigns()] == [record.id]
     estimate = load_predictor(tmp_path / "model").predict(Network.from_onnx(tmp_path / "small.onnx"))
     assert 0 < estimate.low_ms < estimate.latency_ms < estimate.high_ms
+
+
+def test_held_out_networks_that_cannot_be_predicted_are_counted_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lrn = [f"held-out network {n}{LEFT_OUT}unknown Op lrn @8" for n in ("a", "b")]
+    _left_out([*lrn, f"held-out network c{LEFT_OUT}unknown Op elu @8", "another note"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 held-out networks could not be predicted and are in no error above" in said
+    assert "unknown Op lrn @8 (2 networks); unknown Op elu @8" in said
+    _left_out(["another note"])
+    assert not capsys.readouterr().err
+
+
+def test_named_networks_are_told_with_measured_predicted_and_error(capsys: pytest.CaptureFixture[str]) -> None:
+    _own([("a", 2.0, 2.5), ("b", nan, 1.0), ("c", 1.0, nan)])
+    said = capsys.readouterr()
+    assert "a: measured 2.000 ms, predicted 2.500 ms, off by +25.0%" in said.out
+    assert "b: predicted 1.000 ms; not measured as a whole yet" in said.out
+    assert "c: cannot be predicted" in said.err
 
 
 def test_a_statistic_that_there_is_not_and_too_little_time_are_errors(

@@ -12,9 +12,9 @@ import latbench as lb
 from latbench.card import Card
 from latbench.errors import ConfigError, FileFormatError, NotEnoughDataError, UnknownOpError
 from latbench.predictor import FitData, MeasuredNetwork
-from latbench.predictors import processes
+from latbench.predictors import network_extrapolation, processes
 from latbench.predictors.encodings import encode
-from latbench.predictors.network import NetworkRegression
+from latbench.predictors.network import NetworkRegression, _intervals
 from latbench.predictors.network_extrapolation import Extent, _without_each, kinds_of_choices
 from latbench.predictors.network_inputs import inputs_of, space_rows, space_views
 from latbench.predictors.network_models import arch_terms
@@ -388,3 +388,50 @@ def test_what_is_new_about_a_row_is_told_by_the_others():
     want = [Extent.of(np.delete(x, i, 0), kinds).new(x[i : i + 1])[0] for i in range(9)]
     assert np.any(want)
     np.testing.assert_allclose(_without_each(x, kinds), want)
+
+
+@pytest.mark.parametrize("ms", [3.0, 3.01])
+def test_networks_that_all_measured_alike_get_intervals_of_the_noise_and_not_of_nothing_or_of_everything(ms):
+    model = lb.fit("network", space=CELLS, archs=CELLS.sample_archs(8, 0), latency_ms=np.full(8, ms))
+    e = model.predict_archs(CELLS, CELLS.sample_archs(300, 5))
+    # Whole milliseconds may be off by the deviation of a uniform error of width 1.
+    assert half(e).min() > (1 / 12**0.5 / 3 if ms == 3.0 else 1e-4) * 0.5
+    assert half(e).max() < np.log(2)
+
+
+def test_growth_at_new_positions_adds_up_as_independent_errors(monkeypatch):
+    """Rows with k new choices are off by sqrt(1 + k g²) usual errors: g is found again, whatever k is."""
+    archs = CELLS.sample_archs(60, 3)
+    views = space_views(CELLS, archs, ("raw",))
+    rows = space_rows(CELLS, archs, views)
+    data = network_extrapolation.Rows.of(views, rows, np.zeros(60), np.zeros(60), CELLS.positions)
+    kinds, g = kinds_of_choices(CELLS, views), 2.0
+
+    def off(process, inputs, y, weights, noise, groups):
+        x = data.by_view()[0]
+        new = [Extent.of(x[~m], kinds[0]).new(x[m])[:, 0] for m in groups]
+        return np.full(60, 0.5), [0.5 * np.sqrt(1 + k * g**2) for k in new]
+
+    monkeypatch.setattr(network_extrapolation, "left_out_together", off)
+    process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0), weights=np.ones(60))
+    found, _ = network_extrapolation.learn(data, process, CELLS, 0)
+    assert found.growth.unseen == pytest.approx(g)
+
+
+def test_work_beyond_the_range_that_may_be_an_unknown_choices_own_counts_in_proportion(monkeypatch):
+    archs = CELLS.sample_archs(60, 3)
+    views = space_views(CELLS, archs, ("raw",))
+    rows = space_rows(CELLS, archs, views)
+    data = network_extrapolation.Rows.of(views, rows, np.zeros(60), np.zeros(60), CELLS.positions)
+    # Nothing that was left out is off at all: a usual error is 0.5.
+    exact = lambda *a: (np.full(60, 0.5), [np.zeros(m.sum()) for m in a[-1]])  # noqa: E731
+    monkeypatch.setattr(network_extrapolation, "left_out_together", exact)
+    process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0), weights=np.ones(60))
+    growth = network_extrapolation.learn(data, process, CELLS, 0)[0].growth
+    assert (growth.beyond, growth.beyond_of_unknown) == pytest.approx((0.2 / 0.5, 1 / 0.5))
+
+
+def test_left_out_errors_count_by_how_much_wider_intervals_are_there():
+    process = Process((), np.array([-20.0]), 0.0, {}, np.zeros(0))
+    errors, wider = np.linspace(0.1, 1, 19), np.full(19, 4.0)
+    assert _intervals(errors, wider, process, np.zeros(19)).factor(0.9) == pytest.approx(np.sort(errors)[17] / 4)

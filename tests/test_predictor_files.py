@@ -92,10 +92,62 @@ def test_a_predictor_is_back_in_its_place_after_an_error_while_it_is_replaced(ta
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(ConfigError, match=f"{folder}: a predictor cannot be saved there: no"):
         table.save(folder)
     assert [f.name for f in tmp_path.iterdir()] == ["m"]
     assert load_predictor(folder).card.created == table.card.created
+
+
+def test_a_link_stays_one_however_often_the_predictor_behind_it_is_replaced(table, tmp_path):
+    real, link = tmp_path / "disk" / "m", tmp_path / "m"
+    link.symlink_to(real)  # it leads nowhere yet
+    for note in ("first", "second", "third"):
+        assert table.with_card(table.card.replace(notes=(note,))).save(link) == link
+        assert link.is_symlink()
+        assert load_predictor(link).card.notes == load_predictor(real).card.notes == (note,)
+    real.rename(real.parent / ".m.old")  # as a process killed half-way leaves it
+    assert load_predictor(link).card.notes == ("third",)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="m: "):
+        table.save(link)
+
+
+def test_a_place_where_nothing_can_be_written_is_named(table, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "m", tmp_path / "file" / "deep" / "m"):
+        with pytest.raises(ConfigError, match=f"{path}: a predictor cannot be saved there"):
+            table.save(path)
+
+
+@pytest.mark.parametrize("at", [files.CARD, "entries.json", "entries.npz"])
+def test_a_predictor_that_is_replaced_while_it_is_read_is_read_again(table, tmp_path, monkeypatch, at):
+    folder, read, newer = table.save(tmp_path / "m"), files._read, table.card.replace(notes=("new",))
+    replaced = []
+
+    def slow(path):
+        if path.name == at and not replaced:
+            replaced.append(path)
+            entries = dict(list(table.entries.items())[1:])
+            Table(newer, entries).save(folder)
+            if at == files.CARD:  # between the two renames there was none
+                raise FileFormatError("truncated: the file is missing")
+        return read(path)
+
+    monkeypatch.setattr(files, "_read", slow)
+    model = load_predictor(folder)
+    assert replaced
+    assert model.card.notes == ("new",)
+    assert len(model.entries) == len(table.entries) - 1
+
+
+def test_a_folder_that_nobody_replaces_is_read_once_and_refused(table, tmp_path, monkeypatch):
+    folder, read, seen = table.save(tmp_path / "m"), files._read, []
+    (folder / "entries.npz").write_bytes(b"")
+    monkeypatch.setattr(files, "_read", lambda path: [seen.append(path.name), read(path)][1])
+    with pytest.raises(FileFormatError, match="tampered"):
+        load_predictor(folder)
+    assert seen.count("entries.npz") == 1
 
 
 def test_a_folder_that_is_no_predictor_is_not_overwritten(table, tmp_path):

@@ -115,3 +115,11 @@ def test_errors_as_large_as_the_model_says_leave_the_width_about_as_it_is():
 def test_the_deviation_behind_an_interval_is_that_of_normal_errors():
     # Five hundredths of normal errors lie beyond 1.6449 deviations on each side.
     assert _deviation(Interval(7.0, 7 * np.exp(-0.16449), 7 * np.exp(0.16449))) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_the_uncertainty_of_the_factor_itself_is_in_the_width():
+    """Four winners as far off as said, half of them each way: scale 1, and the factor's own variance on top."""
+    from latbench.recalibration import VALUE_WORTH
+
+    off = np.array([0.05, -0.05, 0.05, -0.05])
+    assert factors(off, np.full(4, 0.05)) == pytest.approx((1.0, np.sqrt(1 + 1 / (4 + VALUE_WORTH))))

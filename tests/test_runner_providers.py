@@ -18,7 +18,7 @@ from latbench.devices.runner_package import runner_file
 from onnx import helper
 
 from latbench.device import Job
-from latbench.errors import ConfigError, NotInstalledError, UnsupportedOpError
+from latbench.errors import ConfigError, ModelError, NotInstalledError, UnsupportedOpError
 from latbench.evidence import Evidence
 from latbench.identity import device_identity
 from latbench.network import Network
@@ -296,11 +296,32 @@ def test_an_operator_that_came_after_what_is_written_is_measured_alone_where_the
 
 
 def test_files_are_kept_up_to_what_the_runtime_reads_or_the_profile_names() -> None:
+    def most(opset: int, ir_version: int, version: str, *named: str) -> tuple[int, int]:
+        return kept({"opset": opset, "ir_version": ir_version, **({"limits": named} if named else {})}, version)
+
     assert default("1.31.1") == (17, 8)
-    assert kept(17, 8, "1.31.1") == newest("1.31.1")
-    assert kept(14, 8, "1.31.1") == (14, newest("1.31.1")[1])
-    assert kept(17, 7, "1.31.1") == (newest("1.31.1")[0], 7)
-    assert default("1.10.0") == kept(15, 8, "1.10.0") == (15, 8)
+    assert most(17, 8, "1.31.1") == newest("1.31.1")
+    assert most(14, 8, "1.31.1") == (14, newest("1.31.1")[1])
+    assert most(17, 7, "1.31.1") == (newest("1.31.1")[0], 7)
+    assert most(17, 8, "1.31.1", "opset") == (17, newest("1.31.1")[1])
+    assert most(17, 8, "1.31.1", "opset", "ir_version") == (17, 8)
+    assert default("1.10.0") == most(15, 8, "1.10.0") == (15, 8)
+
+
+def test_a_limit_that_the_profile_names_belongs_to_the_setting_and_a_plan_keeps_to_it(make_device: Make) -> None:
+    """Two profiles of one Setting would measure and plan the same file differently."""
+    with make_device() as free, make_device(opset=17) as limited, make_device(opset=16) as older:
+        assert "limits" not in free.setting.options
+        assert "limits" not in older.setting.options  # 16 is not the default: the Setting tells it as it is
+        assert limited.setting.hash != free.setting.hash
+        settings = {free: free.setting, limited: limited.setting, older: older.setting}
+        for device, setting in settings.items():
+            target = device.runtime._target()["kept"]  # type: ignore[attr-defined]
+            assert target == kept(setting.options, setting.runtime_version)
+    net = Network.from_onnx(file_with("Gelu", 20, ir_version=9))
+    assert [u.op.kind for u in plan(settings[free], net)] == ["relu", "gelu", "relu"]
+    with pytest.raises(ModelError, match="operator set"):
+        plan(settings[limited], net)
 
 
 def test_the_node_that_is_in_the_way_is_named(make_device: Make) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf, isnan, nan
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from latbench.card import Card
+from latbench.cli import main
 from latbench.errors import ConfigError
 from latbench.load import load_space
 from latbench.op import Op, TensorSpec
@@ -23,6 +25,7 @@ from latbench.setting import Setting
 from latbench.statistics import visit_interval
 from latbench.visit import Interval
 
+KERNELS = str(Path(__file__).parent / "golden" / "kernels-2")
 SETTING = Setting("board", "onnxruntime", "0", threads=1)
 
 
@@ -326,3 +329,43 @@ def test_tables_of_two_metrics_cannot_be_compared():
     other = Table(Card("table", SETTING, metric="energy_mj"), {e.op.key: e})
     with pytest.raises(ConfigError, match="latency_ms, the second of energy_mj"):
         diff(table(entry(conv(8), 1.0)), other)
+
+
+@pytest.mark.parametrize("clock", ["instruction-count", "simulated"])
+def test_times_of_clocks_that_tell_no_time_are_ranked_and_not_tested(clock):
+    few, many = [conv(c) for c in (8, 16, 24)], [conv(c) for c in (8, 16, 24, 32)]
+    wall = table(*(entry(op, 1.0 + i) for i, op in enumerate(many)))
+    counted = table(*(entry(op, 30.0 + 20 * i) for i, op in enumerate(few)), setting=replace(SETTING, clock=clock))
+    c = diff(wall, counted)
+    assert c.clocks == ("wall", clock)
+    assert isnan(c.ratio)
+    assert isnan(c.p_value)
+    assert not any(d.significant or d.tested for d in c.differences)
+    assert c.spearman == pytest.approx(1.0)
+    assert not diff(wall, table(*wall.entries.values(), setting=replace(SETTING, clock="device-event"))).clocks
+    assert not diff(counted, counted).clocks
+
+
+def test_the_command_calls_no_difference_of_such_clocks_significant(capsys, tmp_path):
+    ops = [conv(c) for c in (8, 16, 24)]
+    table(*(entry(op, 1.0 + i) for i, op in enumerate(ops))).save(tmp_path / "wall")
+    emulated = replace(SETTING, clock="instruction-count")
+    table(*(entry(op, 9.0 + i) for i, op in enumerate(ops[:2])), setting=emulated).save(tmp_path / "counted")
+    with pytest.raises(SystemExit) as ended:
+        main(["table", "diff", str(tmp_path / "wall"), str(tmp_path / "counted")])
+    done = capsys.readouterr()
+    assert ended.value.code == 0, done.err
+    assert "2 common Ops of 3 in the first and 2 in the second; they cannot be compared as times" in done.out
+    assert "significant" not in done.out
+    assert "on average" not in done.out
+    assert "clock: instruction-count" in done.err
+
+
+@pytest.mark.parametrize("command", [("check", KERNELS), ("diff", KERNELS, KERNELS)])
+def test_a_predictor_that_is_no_table_is_refused_with_what_to_use_instead(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["table", *command])
+    done = capsys.readouterr()
+    assert ended.value.code == 2
+    assert f"latbench table show {KERNELS}" in done.err
+    assert "latbench fit table --device" in done.err

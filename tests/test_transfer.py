@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from functools import cache
 
@@ -20,7 +21,7 @@ from latbench.errors import (
     UnknownOpError,
     UnsupportedOpError,
 )
-from latbench.predictors import transfer_errors
+from latbench.predictors import transfer_errors, transfer_prior
 from latbench.predictors.transfer import Transfer, rounding
 from latbench.predictors.transfer_choice import choose_networks, greedy
 from latbench.predictors.transfer_errors import LIMIT
@@ -181,7 +182,7 @@ def test_an_interval_is_wider_where_the_architecture_is_unlike_all_that_were_mea
     assert np.log(new.high / new.low)[0] > 1.2 * np.median(np.log(known.high / known.low))
 
 
-def test_an_interval_does_not_follow_a_deviation_far_beyond_those_that_were_checked():
+def test_an_interval_does_not_follow_a_deviation_far_beyond_those_that_were_checked_among_known_choices():
     """In logarithms: a deviation of 3 would be an interval from 1 % to the hundredfold."""
     archs = np.array(
         [[0, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1]]
@@ -189,9 +190,69 @@ def test_an_interval_does_not_follow_a_deviation_far_beyond_those_that_were_chec
     model = lb.fit("transfer", space=SPACE, archs=archs, latency_ms=device(archs, *NEW, seed=9))
     usual = np.median(model.left_out.sd)
     assert model._posterior(QUERY)[1].max() > LIMIT * usual
-    e = model.predict_archs(SPACE, QUERY)
-    half = np.log(e.high / e.value)
-    assert half.max() == pytest.approx(model._intervals.factor(0.9) * LIMIT * usual)
+    known = np.array([[0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
+    e = model.predict_archs(SPACE, known)
+    within_range = ~e.extrapolated
+    half = np.log(e.high / e.value)[within_range]
+    assert within_range.any()
+    assert half.max() <= model._intervals.factor(0.9) * LIMIT * usual * (1 + 1e-9)
+    far = model.predict_archs(SPACE, np.full((1, 6), 3))
+    assert far.extrapolated.all()
+    assert np.log(far.high / far.value)[0] > 5 * half.max()
+
+
+def without_convolutions(sources, of=NEW, n=12):
+    """A fit to networks without any 3×3 convolution, and 100 that have two or more."""
+    plain, full = ARCHS[(ARCHS != 3).all(axis=1)][:n], QUERY[(QUERY == 3).sum(axis=1) >= 2]
+    return lb.fit("transfer", space=SPACE, archs=plain, latency_ms=device(plain, *of, seed=9), sources=sources), full
+
+
+@pytest.mark.parametrize("sources", [None, {k: SOURCES[k] for k in "abc"}])
+def test_choices_that_no_measured_network_has_are_flagged_and_warned_of_and_their_intervals_hold(sources):
+    strange = ([0.1, 0.2, 1.0, 6.0, 0.8], 2.0)  # 3×3 convolutions dearer by half or more than on sources like it
+    model, full = without_convolutions(sources, strange)
+    e, y = model.predict_archs(SPACE, full), device(full, *strange, noise=0)
+    assert e.extrapolated.all()
+    assert ((e.low <= y) & (y <= e.high)).mean() > 0.8
+    # As wide as among the measured ones they hold few.
+    model_of_old = Transfer(model.card, model._posterior, model._intervals, model._limit, {})
+    old = model_of_old.predict_archs(SPACE, full)
+    assert ((old.low <= y) & (y <= old.high)).mean() < 0.5
+    one = model.predict(SPACE.network(full[0].tolist()))
+    assert "of a kind that no measured network" in one.warnings[0]
+    assert (one.low_ms, one.high_ms) == pytest.approx((e.low[0], e.high[0]))
+    assert any("nor_conv_3x3" in note for note in model.card.notes)
+    assert model.card.model["extrapolation"]["unknown_choices"] == ["nor_conv_3x3"]
+
+
+def test_sources_that_measured_a_choice_and_agree_with_the_device_leave_its_interval_narrower_than_none():
+    halves = []
+    for sources in (SOURCES, None):
+        model, full = without_convolutions(sources)
+        e = model.predict_archs(SPACE, full)
+        halves.append(np.median(np.log(e.high / e.value)))
+    assert halves[0] < 0.7 * halves[1]
+
+
+def test_among_networks_like_the_measured_ones_nothing_is_flagged_or_widened(model):
+    known = ARCHS[:12]
+    e = model.predict_archs(SPACE, known)
+    _, sd = model._posterior(known)
+    assert not e.extrapolated.any()
+    half = model._intervals.factor(0.9) * np.minimum(sd, model._limit)
+    np.testing.assert_allclose(np.log(e.high / e.value), half, rtol=1e-9)
+
+
+def test_how_far_intervals_widen_is_saved_and_files_without_it_load_as_they_were(tmp_path):
+    model, full = without_convolutions(None)
+    loaded = lb.load_predictor(model.save(tmp_path / "m"))
+    a, b = (m.predict_archs(SPACE, full) for m in (model, loaded))
+    np.testing.assert_array_equal(a.high, b.high)
+    np.testing.assert_array_equal(a.extrapolated, b.extrapolated)
+    old = Transfer(model.card, model._posterior, model._intervals, model._limit, {})
+    again = lb.load_predictor(old.save(tmp_path / "old")).predict_archs(SPACE, full)
+    np.testing.assert_array_equal(again.high, old.predict_archs(SPACE, full).high)
+    assert (again.high < a.high).all()
 
 
 def test_a_level_outside_0_to_1_is_refused(model):
@@ -441,8 +502,67 @@ def test_each_chosen_network_leaves_the_least_variance_of_all_that_could_be_adde
         assert left(chosen[: i + 1]) == pytest.approx(best, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_choosing_and_fitting_learn_once(seed, monkeypatch):
+    learnt, by = [], transfer_prior._learn
+    monkeypatch.setattr(transfer_prior, "_PRIORS", OrderedDict())
+    monkeypatch.setattr(transfer_prior, "_learn", lambda *a: learnt.append(len(a[1])) or by(*a))
+    sources = {k: (ARCHS[:30], SOURCES[k][1][:30]) for k in "ab"}
+    rows = choose_networks(SPACE, ARCHS, sources, 6, seed=seed)
+    ms = device(ARCHS[rows], *NEW)
+    lb.fit("transfer", space=SPACE, archs=ARCHS[rows], latency_ms=ms, sources=sources, seed=seed)
+    assert sorted(learnt) == [0, 2]
+
+
+def test_another_order_of_a_source_is_learnt_anew():
+    times = {k: ArchTimes.of(SPACE, *v) for k, v in SOURCES.items()}
+    turned = {**times, "a": replace(times["a"], order=np.arange(400.0)[::-1].copy())}
+    assert learn(SPACE, times) is not learn(SPACE, turned)
+    assert learn(SPACE, turned) is learn(SPACE, dict(turned))
+
+
 def test_what_was_learnt_is_kept_for_the_next_call():
     times = {k: ArchTimes.of(SPACE, *v) for k, v in SOURCES.items()}
     assert learn(SPACE, times) is learn(SPACE, dict(times))
     times["a"] = ArchTimes.of(SPACE, ARCHS, SOURCES["a"][1] * 1.01)
     assert learn(SPACE, times) is not learn(SPACE, {k: ArchTimes.of(SPACE, *v) for k, v in SOURCES.items()})
+
+
+def test_a_new_device_may_be_as_noisy_as_a_source_or_have_ten_times_its_variance():
+    prior = learn(SPACE, {})
+    noise = PARTS.index("noise")
+    more = np.exp(prior.noisier().thetas).reshape(2, *prior.thetas.shape) / np.exp(prior.thetas)
+    np.testing.assert_allclose(more[..., noise], [np.ones(len(prior.thetas)), np.full(len(prior.thetas), 10.0)])
+    np.testing.assert_allclose(np.delete(more, noise, axis=2), 1.0)
+
+
+def test_each_prior_has_the_same_say_however_many_rows_of_variances_it_has():
+    prior = learn(SPACE, {})
+    one, many = (Prior(SPACE, prior.weights, prior.floors, np.repeat(prior.thetas[:1], n, 0)) for n in (1, 7))
+    y = np.log(device(ARCHS[:8], *NEW))
+    assert Posterior([many, one], ARCHS[:8], y).shares == pytest.approx([0.5, 0.5])
+
+
+def test_rounding_is_given_to_the_posterior():
+    ms = np.round(device(ARCHS[:12], *NEW))
+    model = lb.fit("transfer", space=SPACE, archs=ARCHS[:12], latency_ms=ms)
+    np.testing.assert_allclose(model._posterior.extra, 1 / 12 / ms**2)
+
+
+def test_a_source_in_the_part_of_the_new_device_is_measured_in_one_session(monkeypatch):
+    archs = SPACE.sample_archs(1200, 4)
+    times = {k: ArchTimes.of(SPACE, archs, device(archs, *DEVICES[k])) for k in "abc"}
+    order = np.random.default_rng(0).permutation(1200).astype(float)
+    times = {k: replace(t, order=order) for k, t in times.items()}
+    spans = []
+
+    def noted(given, rows, y):
+        nearest = np.abs(np.log(times["a"].values)[:, None] - y).argmin(axis=0)
+        spans.append(order[nearest])
+        return Posterior(given, rows, y)
+
+    prior, alone = learn(SPACE, times), learn(SPACE, {})
+    monkeypatch.setattr(transfer_errors, "Posterior", noted)
+    transfer_errors._episode(prior.without(0), alone, times["a"], 20, np.random.default_rng(1))
+    assert len(spans[0]) == 20
+    assert np.ptp(spans[0]) < transfer_errors.SESSION

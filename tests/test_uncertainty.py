@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 
-from latbench.card import Card
+from latbench.card import GIVEN, Card
 from latbench.errors import ConfigError, PredictorError, UncertainError
 from latbench.setting import Setting
 from latbench.uncertainty import require, uncertainty
@@ -51,8 +51,26 @@ def test_the_error_holds_the_answer_the_interval_and_the_limit():
 def test_ops_that_were_never_measured_are_named_with_the_command_that_measures_them():
     parts = tuple(Part(f"k{i}", f"conv {i}", 1, 2.0 - i / 10, "estimated") for i in range(4))
     error = refused(estimate(parts=(*parts, Part("m", "linear", 1, 2.6, "measured"))))
-    assert error.remedies[0].startswith("74% of it is 4 Ops that were never measured (conv 0, conv 1, conv 2, …)")
+    assert error.remedies[0].startswith(
+        "74% of the estimate is 4 Ops that were never measured (conv 0, conv 1, conv 2, …)"
+    )
     assert "latbench profile --device local-cpu --space mobilenetv3" in error.remedies[0]
+
+
+def test_a_single_op_is_one():
+    parts = (Part("k", "gelu", 1, 2.5, "estimated"), Part("m", "linear", 1, 7.5, "measured"))
+    assert refused(estimate(parts=parts)).remedies[0].startswith("25% of the estimate is 1 Op that was never measured")
+
+
+def test_a_model_of_whole_networks_asks_for_more_networks_and_not_for_ops():
+    parts = (Part("network", "whole network", 1, 10.0, "estimated"),)
+    card = CARD.replace(predictor="transfer", model={"networks": 30})
+    (remedy,) = refused(estimate(parts=parts), card=card).remedies
+    assert "Ops" not in remedy
+    assert "measure more of them, and fit again: latbench profile --device local-cpu --space mobilenetv3" in remedy
+    assert remedy.endswith("--level none --networks 60")
+    elsewhere = refused(estimate(parts=parts), card=card.replace(data={"origin": GIVEN}))
+    assert "give lb.fit more archs and latency_ms" in str(elsewhere)
 
 
 def test_too_few_networks_are_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,11 @@ def test_the_command_line_puts_the_profile_beside_the_prediction_and_refuses_wha
         told = capsys.readouterr()
         return e.value.code or 0, told.out, told.err
 
-    code, out, _ = run()
+    code, out, err = run()
     assert code == 0
     assert "profiler ms" in out
+    (measured,) = re.findall(r"measured +([\d.]+) ms", out)
+    assert f" ms in all beside {measured} ms measured without it" in " ".join(err.split())
     assert "error" in out
     code, out, _ = run("--json")
     told = json.loads(out)

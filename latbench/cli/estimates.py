@@ -167,9 +167,12 @@ def _interval_words(e: Estimate) -> str:
     """The interval, or that there is none: peak arithmetic is a bound from below."""
     if e.setting.simulated and not isfinite(e.interval.high):
         return "peak arithmetic: a bound from below, without an interval"
+    level = f"{e.level:.0%} interval"
+    if e.reached < e.level:
+        level = f"interval of at most {e.reached:.0%}, too few networks for {e.level:.0%}:"
     if (unit := METRICS[e.metric].unit) == "B":
-        return f"{e.level:.0%} interval {quantity(e.interval.low, e.metric)} to {quantity(e.interval.high, e.metric)}"
-    return f"{e.level:.0%} interval {span(e.interval.low, e.interval.high)} {unit}"
+        return f"{level} {quantity(e.interval.low, e.metric)} to {quantity(e.interval.high, e.metric)}"
+    return f"{level} {span(e.interval.low, e.interval.high)} {unit}"
 
 
 def _amount(e: Estimate) -> str:
@@ -214,7 +217,8 @@ def estimate_json(
     out: dict[str, Any] = {
         "metric": e.metric,
         "metrics": metrics,
-        "level": e.level,
+        "level": e.reached,
+        "level_asked": e.level,
         "breakdown": parts,
         "warnings": list(e.warnings),
     }

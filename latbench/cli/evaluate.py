@@ -39,7 +39,13 @@ COLUMNS = (
 SPREAD = ("rmspe", "within_10", "spearman", "coverage")
 
 
+#: Options that only say something of a file of measured times, and those that only do of a store.
+OF_FILE = ("target", "sources", "pool", "n", "seeds", "order", "level", "json")
+OF_STORE = ("device", "store", "statistic", "campaign")
+
+
 def evaluate(
+    ctx: typer.Context,
     what: Annotated[
         list[str] | None,
         typer.Argument(metavar="[DATA.parquet] [PREDICTOR]…", help="All predictors, if none is named."),
@@ -83,8 +89,10 @@ def evaluate(
 
     chosen = chosen_space(space, settings, resolution, width_mult)
     names = list(what or [])
-    given = {"--target": target, "--sources": sources, "--pool": pool, "--order": order}
+    given = [k.removeprefix("as_") for k in ctx.params if _on_command_line(ctx, k)]
     if names and names[0].endswith(".parquet"):
+        if used := [k for k in OF_STORE if k in given]:
+            raise ConfigError(f"--{used[0]} belongs to a store, not to {names[0]}: leave one of them away")
         if chosen is None:
             raise ConfigError(f"{names[0]}: give the space of its architectures: --space NAME")
         if target is None:
@@ -94,11 +102,15 @@ def evaluate(
             seeds=seeds, pool=pool, order=order, level=level, seed=seed, report=report, as_json=as_json,
         )  # fmt: skip
         return
-    if used := [k for k, v in given.items() if v is not None]:
-        raise ConfigError(f"{used[0]} belongs to a file of measured times: latbench evaluate DATA.parquet …")
-    if as_json:
-        raise ConfigError("--json belongs to a file of measured times: latbench evaluate DATA.parquet …")
+    if used := [k for k in OF_FILE if k in given]:
+        raise ConfigError(f"--{used[0]} belongs to a file of measured times: latbench evaluate DATA.parquet …")
     _from_store(names, device, chosen, store, statistic, campaign, seed, report)
+
+
+def _on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was given by who calls, not by its default or an environment variable."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _from_store(

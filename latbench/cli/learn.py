@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import isnan, nan
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from latbench.cli import EXIT_INTERRUPTED, lookup
-from latbench.cli.console import bar, note, percent, say, warn
+from latbench.cli.console import bar, ms, note, percent, say, warn
 from latbench.cli.options import (
     DEFAULT_MODELS,
     DEFAULT_STORE,
@@ -85,6 +86,7 @@ def learn(
     how = parse_section(Protocol, brief, "--protocol", "")
     kept = _Kept(device, models, out)
     say(f"learning {device} for {minutes:g} minutes, into {store}")
+    note("stop it with Ctrl-C at any time; the same command goes on with what was measured")
     _head()
     with bar("learning", lines=False) as b:
 
@@ -112,7 +114,33 @@ def learn(
     say(f"{learnt.minutes:.1f} minutes used; saved {kept.path}", "bold")
     if learnt.kept != learnt.rounds[-1].number:
         note(f"it is of round {learnt.kept}: later ones predict the held-out networks less well")
+    _left_out(learnt.predictor.card.notes)
+    _own(learnt.own)
     note(f"next: latbench predict MODEL.onnx --model {kept.path}")
+
+
+def _left_out(notes: Sequence[str]) -> None:
+    """How many held-out networks the errors leave out because the predictor does not know an Op of theirs."""
+    from latbench.gathering import LEFT_OUT
+
+    why = Counter(reason for n in notes for _, found, reason in [n.partition(LEFT_OUT)] if found)
+    if why:
+        reasons = "; ".join(f"{reason}{f' ({k} networks)' if k > 1 else ''}" for reason, k in why.items())
+        n = why.total()
+        warn(f"{n} held-out network{'s' * (n > 1)} could not be predicted and {'are' if n > 1 else 'is'} in no error "
+             f"above: {reasons}")  # fmt: skip
+
+
+def _own(networks: Sequence[tuple[str, float, float]]) -> None:
+    """The networks that it is for: measured, predicted, and how far apart these are."""
+    for name, measured, predicted in networks:
+        if isnan(predicted):
+            warn(f"{name}: cannot be predicted, an Op of it is unknown or unsupported")
+        elif isnan(measured):
+            say(f"{name}: predicted {ms(predicted)} ms; not measured as a whole yet")
+        else:
+            say(f"{name}: measured {ms(measured)} ms, predicted {ms(predicted)} ms, off by "
+                f"{predicted / measured - 1:+.1%} (it is one of those that the predictor learnt from)")  # fmt: skip
 
 
 def _statistic(name: str | None) -> Statistic | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from latbench.errors import (
     FileFormatError,
     NotAdditiveError,
     NotEnoughDataError,
+    SettingMismatchError,
     TransportError,
     UnknownOpError,
     UnsupportedOpError,
@@ -139,18 +140,61 @@ def find(
     raise first or none_found(root, device, setting, space, predictor, metric=metric)
 
 
-def note_bundled(source: str, model: Predictor, root: Path, device: str) -> None:
+def named(path: str, device: str | None, runtime: Mapping[str, Any] | None = None) -> tuple[str, Predictor, str]:
+    """The saved predictor of a folder, or a bundled one's name, with the words for where it comes from and the name of
+    the device that its numbers are of.
+
+    ``device`` None: no device was named, and it answers for its own. Raises :class:`SettingMismatchError` naming the
+    fields that differ, where the device can be reached and has another Setting than the predictor.
+    """
+    from latbench.predictors import files
+
+    model = files.load_predictor(path)
+    card = model.card
+    own = str(card.device.get("profile") or card.setting.device)
+    source = f"{BUNDLED}{path}" if files.find_folder(path) == files.bundled().get(path) else path
+    setting = None if device is None else asked(device, runtime, f"whether {path} is for it is not known")[0]
+    if device is None or setting is None:
+        note(f"these are numbers of {_machine(card)}: --model {path} was not compared with another device's Setting")
+        return source, model, own
+    try:
+        files.require_setting(card, setting, path)
+    except SettingMismatchError as e:
+        e.add_note(f"for its own device, {own}: leave --device and --measure away; for {device}: leave --model away")
+        raise
+    note_bundled(source, model, None, device)
+    return source, model, device
+
+
+def note_bundled(source: str, model: Predictor, root: Path | None, device: str) -> None:
     """Say whose numbers a predictor's are that this package brought along: its Setting is the device's, but the machine
-    that was measured is the project's own."""
+    that was measured is the project's own. ``root``: the folder in which no other one was found."""
     if not source.startswith(BUNDLED):
         return
-    card = model.card
-    machine = " ".join(str(card.device[k]) for k in ("cpu", "machine") if card.device.get(k)) or card.setting.device
-    when = f" on {card.data['first'][:10]}" if card.data.get("first") else ""
+    data = model.card.data
+    when = f" on {data['first'][:10]}" if data.get("first") else ""
     warn(
-        f"no predictor under {root} serves: these numbers are of {source.removeprefix(BUNDLED)}, which latbench brings "
-        f"along. They were measured{when} on a machine of the project's own, {machine} ({card.setting.device}) in the "
+        f"{f'no predictor under {root} serves: ' if root is not None else ''}"
+        f"these numbers are of {source.removeprefix(BUNDLED)}, which latbench brings "
+        f"along. They were measured{when} on a machine of the project's own, {_machine(model.card)} in the "
         f"same Setting, and need not be right for this one. For its own numbers: latbench learn --device {device}"
+    )
+
+
+def _machine(card: Card) -> str:
+    """The device whose numbers a predictor's are, for people."""
+    machine = " ".join(str(card.device[k]) for k in ("cpu", "machine") if card.device.get(k))
+    machine = machine or str(card.device.get("profile") or "")
+    return f"{machine} ({card.setting.device})" if machine else card.setting.device
+
+
+def add_asked(error: Exception, asked: Sequence[tuple[str, Exception]], model: str, device: str) -> None:
+    """Add to the error of a network that no predictor serves which one was asked, and what would make one that does."""
+    sources = [source for source, why in asked if why is error]
+    error.add_note(f"{sources[0]} was asked" + (f", and {len(asked) - 1} more" if len(asked) > 1 else ""))
+    own = "" if any(not source.startswith(BUNDLED) for source, _ in asked) else f"nothing was fitted for {device} yet; "
+    error.add_note(
+        f"{own}a predictor that knows it: latbench learn {shlex.quote(model)} --device {shlex.quote(device)}"
     )
 
 
@@ -190,17 +234,22 @@ def none_found(
     return NotEnoughDataError("\n".join(lines))
 
 
-def asked(device: str, runtime: Mapping[str, Any] | None = None) -> tuple[Setting | None, Predictor | None]:
+def asked(
+    device: str,
+    runtime: Mapping[str, Any] | None = None,
+    otherwise: str = "taking the newest predictor that was saved for it",
+) -> tuple[Setting | None, Predictor | None]:
     """The Setting that a device has now, and what it predicts by itself, if anything.
 
-    Both are None, with a note, where the device cannot be reached. ``runtime`` overrides keys of its profile.
+    Both are None, with a note, where the device cannot be reached: ``otherwise`` says what that means. ``runtime``
+    overrides keys of its profile.
     """
     d = named_device(device, runtime)
     try:
         with d:
             return d.setting, d.predictor()
     except TransportError as e:
-        note(f"{device} is out of reach ({e}): taking the newest predictor that was saved for it")
+        note(f"{device} is out of reach ({e}): {otherwise}")
         return None, None
 
 

@@ -155,7 +155,9 @@ def setting_words(s: Setting) -> str:
     threads = f"{s.threads} thread{'s' * (s.threads != 1)}"
     on = f" on cores {','.join(map(str, s.affinity))}" if s.affinity else ""
     clock = "" if s.clock == "wall" else f", clock: {s.clock}"
-    return f"{s.runtime} {s.runtime_version}, {s.dtype}, {threads}{on}{clock}, Setting {s.hash}"
+    return (
+        f"{' '.join(filter(None, (s.runtime, s.runtime_version)))}, {s.dtype}, {threads}{on}{clock}, Setting {s.hash}"
+    )
 
 
 def measurement_json(m: Any) -> dict[str, Any]:

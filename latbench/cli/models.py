@@ -117,7 +117,15 @@ def fit(
 
 def predict(
     model: Model,
-    device: DeviceName = "local-cpu",
+    device_: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            "-d",
+            help="A bundled profile's name or a TOML file. Default: local-cpu; with --model, "
+            "and nothing to measure, the model's own.",
+        ),
+    ] = None,
     settings: Settings = None,
     resolution: Resolution = None,
     width_mult: WidthMult = None,
@@ -161,9 +169,16 @@ def predict(
 
     net, space, _ = read_model(model, settings, resolution, width_mult, shapes)
     overrides = _overrides(runtime, decompose, peak_mac)
-    source, latency_model, estimate = _estimate(
-        model, net, space, device, path, predictor, models, level, unknown, overrides, metric or LATENCY
-    )
+    device = device_ or "local-cpu"
+    if path is not None:
+        named = device if device_ or measure or overrides else None
+        source, latency_model, on = lookup.named(path, named, overrides)
+        estimate = _ask(latency_model, net, level, unknown)
+    else:
+        on = device
+        source, latency_model, estimate = _estimate(
+            model, net, space, device, predictor, models, level, unknown, overrides, metric or LATENCY
+        )
     require(estimate, max_uncertainty, latency_model.card)
     explained = latency_model.explain(net) if layers or timeline else None
     if timeline is not None:
@@ -182,9 +197,7 @@ def predict(
         out = estimate_json(estimate, statistic, measured, units)
         print_json({**out, **explanation_json(explained)} if explained and layers else out)
         return
-    print_estimate(
-        net.name, device, latency_model, estimate, measured, units, explained if layers else None, source=source
-    )
+    print_estimate(net.name, on, latency_model, estimate, measured, units, explained if layers else None, source=source)
     if timeline is not None:
         say(f"saved {timeline}", "bold")
 
@@ -214,7 +227,6 @@ def _estimate(
     net: Network,
     space: SearchSpace | None,
     device: str,
-    path: str | None,
     predictor: str | None,
     root: Path,
     level: float,
@@ -222,14 +234,10 @@ def _estimate(
     overrides: dict[str, Any],
     metric: str = LATENCY,
 ) -> tuple[str, Predictor, Estimate]:
-    """The estimate of the model that was named, of the device itself if it is a simulator, or of the newest saved one
-    that knows all of the network's Ops; with the model, and where it comes from."""
-    from latbench import load_predictor
+    """The estimate of the device itself if it is a simulator, or of the newest saved model that knows all of the
+    network's Ops; with the model, and where it comes from."""
     from latbench.errors import NotAdditiveError, UnknownOpError, UnsupportedOpError
 
-    if path is not None:
-        named = load_predictor(path)
-        return path, named, _ask(named, net, level, unknown)
     setting, own = lookup.asked(device, overrides)
     if own is not None and predictor in (None, own.name) and metric in own.known_metrics:
         try:
@@ -252,6 +260,8 @@ def _estimate(
             # One that could estimate it if it were asked to says so: that helps more than one that cannot.
             if first is None or (model.name == "kernels" and not isinstance(first, UnsupportedOpError)):
                 first = e
+    if first is not None:
+        lookup.add_asked(first, passed, text, device)
     raise first or lookup.none_found(root, device, setting, space, predictor, "" if space else text, metric)
 
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into saved tables, check and compare them.")
 
-SavedModel = Annotated[str, typer.Argument(metavar="TABLE", help="Folder of a saved table, or a bundled name.")]
+SavedModel = Annotated[str, typer.Argument(metavar="MODEL", help="Folder of any saved predictor, or a bundled name.")]
+SavedTable = Annotated[
+    str, typer.Argument(metavar="TABLE", help="Folder of a saved table (latbench fit table), or a bundled name.")
+]
 
 
 @app.command("list")
@@ -44,6 +47,10 @@ def list_tables(models: ModelsFolder = Path(DEFAULT_MODELS)) -> None:
         of = "" if s.card.metric == "latency_ms" else f" of {s.card.metric}"
         rows.append((str(s.path), s.card.predictor + of, space, s.card.setting.device, rmspe, s.card.created[:10]))
     table(("path", "predictor", "space", "device", "RMSPE", "made"), rows, numbers=("RMSPE",))
+    note(
+        "--device NAME takes the newest of that device's Setting that knows all Ops (bundled ones, then first "
+        "guesses, last); --model PATH takes that very one"
+    )
 
 
 @app.command("show")
@@ -83,7 +90,7 @@ def show(
 
 @app.command("check")
 def check(
-    model: SavedModel,
+    model: SavedTable,
     space: Annotated[str | None, typer.Option("--space", "-s", help="Must hold the Ops of this space.")] = None,
     settings: Settings = None,
     resolution: Resolution = None,
@@ -123,8 +130,8 @@ def check(
 
 @app.command("diff")
 def diff(
-    a: SavedModel,
-    b: SavedModel,
+    a: SavedTable,
+    b: SavedTable,
     most: Annotated[int, typer.Option("--most", min=0, help="Changes to print, significant and large first.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -141,9 +148,9 @@ def diff(
     significant = sum(d.significant for d in c.differences)
     if as_json:
         print_json({
-            "metric": c.metric, "settings": c.settings, "ratio": c.ratio, "p_value": c.p_value,
-            "significant": significant, "differences": [{**asdict(d), "significant": d.significant}
-                                                        for d in c.differences],
+            "metric": c.metric, "settings": c.settings, "clocks": c.clocks, "ratio": c.ratio, "p_value": c.p_value,
+            "spearman": c.spearman, "significant": significant,
+            "differences": [{**asdict(d), "significant": d.significant} for d in c.differences],
             "only_first": c.only_a, "only_second": c.only_b, "incomparable": c.incomparable,
         })  # fmt: skip
         return
@@ -151,9 +158,17 @@ def diff(
         warn(f"their Settings differ: {line}")
     untested = sum(not d.tested for d in c.differences)
     verb = "takes" if METRICS[c.metric].unit == "ms" else "has"
-    as_wholes = "" if isnan(c.p_value) else f" (p = {c.p_value:.2g} that neither is above the other)"
-    say(f"{len(c.differences)} common Ops, {significant} of them differ significantly; "
-        f"the second {verb} {c.ratio - 1:+.2%} on average{as_wholes}", "bold")  # fmt: skip
+    common = (
+        f"{len(c.differences)} common Ops of {len(first.entries)} in the first and {len(second.entries)} in the second"
+    )
+    if c.clocks:
+        alike = "" if isnan(c.spearman) else f"; rank correlation of the common Ops {c.spearman:.3f} (Spearman)"
+        say(f"{common}; they cannot be compared as times: clock {c.clocks[0]} in the first, {c.clocks[1]} in the "
+            f"second{alike}", "bold")  # fmt: skip
+    else:
+        as_wholes = "" if isnan(c.p_value) else f" (p = {c.p_value:.2g} that neither is above the other)"
+        ratio = "" if isnan(c.ratio) else f"; the second {verb} {c.ratio - 1:+.2%} on average{as_wholes}"
+        say(f"{common}; {significant} of them differ significantly{ratio}", "bold")
     rows = [
         (d.label, ms(d.a), ms(d.b), f"{d.ratio - 1:+.1%}", f"{d.p_value:.2g}" if d.tested else "–",
          "yes" if d.significant else "no" if d.tested else "one Visit")
@@ -167,9 +182,12 @@ def diff(
         "p",
         "significant",
     )
-    table(columns, rows, numbers=columns[1:5])
-    note_clock(second.setting)
-    if untested:
+    shown = 3 if c.clocks else len(columns)
+    table(columns[:shown], [r[:shown] for r in rows], numbers=columns[1 : min(shown, 5)])
+    for setting in dict.fromkeys((first.setting.clock_words, second.setting.clock_words)):
+        if setting:
+            note(setting)
+    if untested and not c.clocks:
         note(f"{untested} Ops rest on a single Visit in one of the two: nothing tells whether they differ")
     for key in c.incomparable:
         pair = {"first": first.entries[key], "second": second.entries[key]}
@@ -182,7 +200,7 @@ def diff(
 
 @app.command("export")
 def export(
-    model: SavedModel,
+    model: SavedTable,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Its ending says the form: .csv, .json or .parquet.")],
 ) -> None:
     """Write the entries of a table as CSV, JSON or Parquet."""
@@ -191,12 +209,19 @@ def export(
 
 def _table(name: str) -> Table:
     from latbench import load_predictor
+    from latbench.card import device_option, space_options
     from latbench.errors import ConfigError
     from latbench.predictors.table import Table
 
     found = load_predictor(name)
     if not isinstance(found, Table):
-        raise ConfigError(f"{name} holds a predictor named {found.name}, not a table")
+        card = found.card
+        device = device_option(str(card.device.get("profile") or card.setting.device))
+        raise ConfigError(
+            f"{name} holds a predictor named {found.name}, not a table of measured Ops: latbench table show {name} "
+            f"prints what it holds; a table of Ops that were measured there: latbench fit table {device}"
+            f"{space_options(card.space) if card.space else ''}"
+        )
     return found
 
 

@@ -13,10 +13,10 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from latbench.card import Card
 from latbench.errors import ConfigError, FileFormatError, SettingMismatchError
 from latbench.predictor import Predictor
 from latbench.setting import Setting
+
+T = TypeVar("T")
 
 CARD = "card.json"
 #: Ends the name of the folder in which an earlier predictor waits until its successor is in place.
@@ -38,11 +40,10 @@ def load_predictor(path: str | Path, *, setting: Setting | None = None) -> Predi
     With ``setting``, a predictor of another Setting raises :class:`SettingMismatchError` naming the fields that differ.
     Raises :class:`FileFormatError` for a folder that cannot be trusted, :class:`ConfigError` where there is none.
     """
-    folder = find_folder(path)
-    card = Card.loads(_read(folder / CARD), str(folder / CARD))
+    folder, card = _settled(path, lambda folder: (folder, _card(folder)))
     if setting is not None:
         require_setting(card, setting, str(folder))
-    predictor: Predictor = kind_of(card).load(folder)
+    predictor: Predictor = kind_of(card).load(path)
     return predictor
 
 
@@ -69,7 +70,8 @@ def require_setting(card: Card, setting: Setting, where: str = "") -> None:
 def find_folder(path: str | Path) -> Path:
     """The folder of a predictor: a path, or a bundled name. Raises :class:`ConfigError` that lists the bundled ones."""
     folder = Path(path)
-    for there in (folder, _earlier(folder)):  # the earlier one: what replaced it was killed half-way
+    # The earlier one: what replaced it was killed half-way, or is at it and has by now put the new one in its place.
+    for there in (folder, _earlier(_resolved(folder)), folder):
         if (there / CARD).is_file():
             return there
     brought = bundled()
@@ -136,8 +138,37 @@ class Folder:
 
 def read_folder(path: str | Path, predictor: str) -> Folder:
     """Read a folder and check card, kind and checksums. Raises :class:`FileFormatError`."""
+    return _settled(path, lambda folder: _checked(folder, predictor))
+
+
+def _settled(path: str | Path, read: Callable[[Path], T]) -> T:
+    """What is read from a predictor's folder; read again where another one took its place meanwhile."""
     folder = find_folder(path)
-    card = Card.loads(_read(folder / CARD), str(folder / CARD))
+    before = _identity(folder)
+    try:
+        return read(folder)
+    except FileFormatError:
+        again = find_folder(path)
+        if before is not None and _identity(again) == before:
+            raise
+    return read(again)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from one of its name that replaces it; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _card(folder: Path) -> Card:
+    return Card.loads(_read(folder / CARD), str(folder / CARD))
+
+
+def _checked(folder: Path, predictor: str) -> Folder:
+    card = _card(folder)
     if card.predictor != predictor:
         raise FileFormatError(f"{folder}: holds a {card.predictor!r} predictor, not a {predictor!r}")
     files = {}
@@ -154,18 +185,25 @@ def read_folder(path: str | Path, predictor: str) -> Folder:
 def write_folder(path: str | Path, card: Card, files: Mapping[str, bytes]) -> tuple[Path, Card]:
     """Write a predictor's folder whole or not at all; gives it and the card with checksums.
 
-    An earlier predictor at ``path`` is replaced, and found at every moment until then, also by who comes after a kill.
-    Raises :class:`ConfigError` if something else is there.
+    An earlier predictor at ``path`` is replaced, and found at every moment until then, also after a kill; a
+    link stays one. Raises :class:`ConfigError` if something else is there, or nothing can be written.
     """
-    folder = Path(path)
+    card = card.replace(files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
+    try:
+        _write(_resolved(Path(path)), {**files, CARD: card.dumps().encode()})
+    except OSError as e:
+        raise ConfigError(f"{path}: a predictor cannot be saved there: {e}") from e
+    return Path(path), card
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is no saved predictor; choose another path")
-    card = card.replace(files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, earlier = folder.parent / f".{folder.name}-{secrets.token_hex(4)}", _earlier(folder)
     draft.mkdir()
     try:
-        for name, data in {**files, CARD: card.dumps().encode()}.items():
+        for name, data in contents.items():
             (draft / name).write_bytes(data)
         if (folder / CARD).is_file():
             if earlier.exists():
@@ -179,7 +217,14 @@ def write_folder(path: str | Path, card: Card, files: Mapping[str, bytes]) -> tu
             earlier.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
     shutil.rmtree(earlier, ignore_errors=True)
-    return folder, card
+
+
+def _resolved(folder: Path) -> Path:
+    """The folder that a path leads to. Raises :class:`ConfigError` for links that lead in a circle."""
+    try:
+        return folder.resolve()
+    except RuntimeError as e:
+        raise ConfigError(f"{folder}: {e}") from e
 
 
 def _earlier(folder: Path) -> Path:

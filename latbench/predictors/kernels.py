@@ -263,7 +263,7 @@ class Kernels(Predictor):
         )
         estimate = Estimate(
             self.setting, {self.metric: Interval(value, value * low, value * high)}, tuple(parts), level, warnings,
-            self.card.statistic, self.metric,
+            self.card.statistic, self.metric, self._conformals["measured"].attainable,
         )  # fmt: skip
         return require(estimate, max_uncertainty, self.card)
 

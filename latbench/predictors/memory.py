@@ -140,7 +140,10 @@ class Memory(Predictor):
         parts.append(Part("overhead", "the runtime's own for this network", 1, held, "overhead", nodes, METRIC))
         value = float(sum(p.value for p in parts))
         metrics = {METRIC: Interval(value, value * low, value * high)}
-        estimate = Estimate(self.setting, metrics, tuple(parts), level, self._warnings(x), "", METRIC)
+        warnings = (*self._warnings(x), *self._conformal.warnings(level))
+        estimate = Estimate(
+            self.setting, metrics, tuple(parts), level, warnings, "", METRIC, self._conformal.attainable
+        )
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:

@@ -31,7 +31,7 @@ from latbench.op import Op
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files
 from latbench.predictors.nearest import how_to_measure, unknown
-from latbench.predictors.network_extrapolation import Extrapolation, learn, warnings_of
+from latbench.predictors.network_extrapolation import Extrapolation, learn, least_error, warnings_of
 from latbench.predictors.network_inputs import (
     WHOLE,
     View,
@@ -136,8 +136,8 @@ class NetworkRegression(Predictor):
         space = times.space if times is not None else None
         extrapolation, wider = learn(rows, chosen.process, space, seed)
         conformals = {
-            "reference": Normalised.from_left_out((rows.y - chosen.left_out) / wider),
-            "in order": Normalised.from_left_out((rows.y - chosen.left_out_in_order) / wider),
+            name: _intervals(rows.y - left_out, wider, chosen.process, rows.known_noise)
+            for name, left_out in (("reference", chosen.left_out), ("in order", chosen.left_out_in_order))
         }
         off = np.exp(chosen.left_out - rows.y) - 1
         model = {
@@ -184,7 +184,9 @@ class NetworkRegression(Predictor):
         )
         metrics = {self.metric: Interval(value, value * low, value * high)}
         warnings = (*warnings_of(new[0], self.views), *conformal.warnings(level))
-        estimate = Estimate(self.setting, metrics, parts, level, warnings, self.card.statistic, self.metric)
+        estimate = Estimate(
+            self.setting, metrics, parts, level, warnings, self.card.statistic, self.metric, conformal.attainable
+        )
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(
@@ -368,6 +370,14 @@ def _logs(values: Floats) -> tuple[Floats, Floats]:
     """Logarithms, and the variance that rounding gave them: whole numbers, such as milliseconds from a coarse clock."""
     rounded = len(values) >= MIN_NETWORKS and bool((values == np.round(values)).all())
     return np.log(values), np.where(rounded, 1 / 12 / values**2, 0.0)
+
+
+def _intervals(errors: Floats, wider: Floats, process: Process, known_noise: Floats) -> Normalised:
+    """Of left-out logarithms' errors (n,), where intervals were ``wider`` (n,). Nine tenths of them within the noise's
+    deviation are so by chance: then none counts for less than that."""
+    least = least_error(errors, process, known_noise)
+    chance = np.quantile(np.abs(errors), 0.9) < least
+    return Normalised.from_left_out(np.maximum(np.abs(errors), least if chance else 0.0) / wider)
 
 
 def _describe_drift(chosen: Chosen, order: Floats | None) -> dict[str, Any]:

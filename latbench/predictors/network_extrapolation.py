@@ -157,14 +157,15 @@ def learn(rows: Rows, process: Process, space: SearchSpace | None, seed: int) ->
     usual, errors = left_out_together(
         process, inputs, rows.y[some], process.weights[some], noise, [g for _, g in groups]
     )
-    least = float(np.quantile(np.abs(usual), _QUANTILE))
+    least = least_error(usual, process, noise)
     found: dict[str, list[Floats]] = {"unseen": [], "unknown": [], "beyond": []}
     for (why, group), e in zip(groups, errors, strict=True):
         new = np.max([Extent.of(v[~group], k).new(v[group]) for v, k in zip(own, kinds, strict=True)], axis=0)
-        off, (unseen, unknown, beyond) = np.abs(e) / max(least, 1e-9), new.T
+        off, (unseen, unknown, beyond) = np.abs(e) / least, new.T
         if why == "unseen":
             told = (unseen > 0) & (unknown == 0) & (beyond == 0)
-            found[why].append(off[told] / np.sqrt(unseen[told]))
+            # Squares add up: what each of k new choices adds to the usual error.
+            found[why].append((off[told] ** 2 - 1) / unseen[told])
         else:
             amount = unknown if why == "unknown" else beyond
             found[why].append(off[amount > 0] / amount[amount > 0])
@@ -172,9 +173,9 @@ def learn(rows: Rows, process: Process, space: SearchSpace | None, seed: int) ->
     rate = {w: float(np.quantile(r, _QUANTILE)) if len(r) >= LEAST_ERRORS else None for w, r in rates.items()}
     # A kind of choice that nobody measured may make at least as much of a difference as there is between the measured
     # networks, however alike the measured kinds are; a single choice where nothing tells, too.
-    spread = float(np.std(rows.y)) / max(least, 1e-9)
-    unseen = spread if rate["unseen"] is None else float(np.sqrt(max(rate["unseen"] ** 2 - 1, 0.0)))
-    in_proportion = 1.0 / max(least, 1e-9)
+    spread = float(np.std(rows.y)) / least
+    unseen = spread if rate["unseen"] is None else float(np.sqrt(max(rate["unseen"], 0.0)))
+    in_proportion = 1.0 / least
     beyond = max(in_proportion if rate["beyond"] is None else rate["beyond"], LEAST_GROWTH * in_proportion)
     growth = Growth(unseen, max(rate["unknown"] or 0.0, unseen, spread), beyond, max(beyond, in_proportion))
     extents = tuple(Extent.of(v, k) for v, k in zip(x, kinds, strict=True))
@@ -182,8 +183,17 @@ def learn(rows: Rows, process: Process, space: SearchSpace | None, seed: int) ->
     return Extrapolation(extents, growth), growth.widths(alone)
 
 
-def warnings_of(new: Floats, views: Sequence[View]) -> tuple[str, ...]:
-    """What an estimate must say of a network, from its row (3,) of :meth:`Extrapolation.new`."""
+def least_error(errors: Floats, process: Process, known_noise: Floats) -> float:
+    """The usual error of left-out logarithms, no less than the deviation of their noise: errors (n,) that are smaller
+    than that, as where a coarse clock shows the same number for all, are so by chance."""
+    noise = float(np.exp(process.parameters[-1]) + np.median(known_noise))
+    return max(float(np.quantile(np.abs(errors), _QUANTILE)), float(np.sqrt(noise)))
+
+
+def warnings_of(
+    new: Floats, views: Sequence[View], by: str = "the interval is widened by what such estimates were off"
+) -> tuple[str, ...]:
+    """What an estimate must say of a network, from its row (3,) of :meth:`Extrapolation.new`, and of its interval."""
     if not new.any():
         return ()
     unseen, unknown, beyond = new
@@ -195,7 +205,7 @@ def warnings_of(new: Floats, views: Sequence[View]) -> tuple[str, ...]:
     if beyond:
         what = f"its totals ({', '.join(TOTALS)})" if any(v.choices for v in views) else "its nodes or totals"
         said.append(f"{what} lie outside the measured range by a factor of up to {exp(beyond):.3g}")
-    return (f"extrapolated: {'; '.join(said)}; the interval is widened by what such estimates were off",)
+    return (f"extrapolated: {'; '.join(said)}; {by}",)
 
 
 def _amounts(x: Floats, choices: int) -> Floats:

@@ -174,7 +174,12 @@ class Roofline(Predictor):
         if not value > 0:
             raise PredictorError(f"{net.name}: a network that neither computes nor moves anything has no roofline")
         metrics = {self.metric: Interval(value, value * low, value * high)}
-        estimate = Estimate(self.setting, metrics, tuple(parts), level, warnings, self.card.statistic)
+        attainable = 1.0
+        if self._conformal is not None:
+            warnings, attainable = (*warnings, *self._conformal.warnings(level)), self._conformal.attainable
+        estimate = Estimate(
+            self.setting, metrics, tuple(parts), level, warnings, self.card.statistic, attainable=attainable
+        )
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:

@@ -209,10 +209,14 @@ class Table(Predictor):
         parts.append(Part("overhead", "overhead", 1, calibration.overhead_ms, "overhead", (), self.metric))
         value = float(sum(p.value for p in parts))
         low, high = self.factors(level, op_level)
+        attainable = 1.0
         if op_level in self._conformals:
-            warnings = (*warnings, *self._conformals[op_level].warnings(level))
+            conformal = self._conformals[op_level]
+            warnings, attainable = (*warnings, *conformal.warnings(level)), conformal.attainable
         metrics = {self.metric: Interval(value, value * low, value * high), **self._other_metrics(uses)}
-        estimate = Estimate(self.setting, metrics, tuple(parts), level, warnings, self.card.statistic, self.metric)
+        estimate = Estimate(
+            self.setting, metrics, tuple(parts), level, warnings, self.card.statistic, self.metric, attainable
+        )
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:

@@ -11,6 +11,7 @@ device that was measured in several ways is as many sources.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,7 +32,9 @@ from latbench.errors import (
 from latbench.network import Network
 from latbench.predictor import FitData, Predictor
 from latbench.predictors import files
-from latbench.predictors.transfer_errors import episodes, widest
+from latbench.predictors.network_extrapolation import Growth
+from latbench.predictors.transfer_errors import LIMIT, episodes, widest
+from latbench.predictors.transfer_extrapolation import Outside
 from latbench.predictors.transfer_posterior import LeftOut, Posterior
 from latbench.predictors.transfer_prior import Prior, learn
 from latbench.space import SearchSpace
@@ -53,11 +56,18 @@ class Transfer(Predictor):
     takes_archs: ClassVar[bool] = True
 
     def __init__(
-        self, card: Card, posterior: Posterior, intervals: Normalised, limit: float, unsupported: Mapping[str, str]
+        self,
+        card: Card,
+        posterior: Posterior,
+        intervals: Normalised,
+        limit: float,
+        unsupported: Mapping[str, str],
+        outside: Outside | None = None,
     ) -> None:
-        # ``limit``: the largest deviation that the intervals follow.
+        # ``limit``: the largest deviation that the intervals follow among networks like the measured ones. Files of
+        # earlier versions know no ``outside``: there they follow none that is larger anywhere.
         self.card, self._posterior, self._intervals = card, posterior, intervals
-        self._limit = limit
+        self._limit, self._outside = limit, outside
         self.unsupported = dict(unsupported)
 
     @property
@@ -103,19 +113,23 @@ class Transfer(Predictor):
         intervals = Normalised.from_left_out(own)
         if data.sources:
             intervals = Normalised.from_devices(own, *episodes(known, alone, data.sources, len(times), seed))
+        outside = Outside.of(posterior, intervals.factor(0.9) * limit / LIMIT)
         left_out = np.exp(posterior.left_out.mean) / times.values - 1
         model = {
             "networks": len(times), "sources": {k: len(v) for k, v in data.sources.items()},
             "source_share": posterior.shares[0] if data.sources else 0.0, "noise": posterior.noise,
             "cv_rmspe": float(np.sqrt(np.mean(left_out**2))),
+            "extrapolation": {"width_per": asdict(outside.growth), "unknown_choices": list(outside.unknown())},
         }  # fmt: skip
         notes = data.card.notes
         if not data.sources:
             notes = (*notes, "no other device measured this space: fitted to its own measurements alone")
+        if lacking := outside.unknown():
+            notes = (*notes, f"no measured network has {', '.join(lacking)}: estimates with it are extrapolated")
         card = data.card.replace(
             predictor=cls.name, space=times.space.spec, model=model, intervals=intervals.describe(level), notes=notes
         )
-        return cls(card, posterior, intervals, limit, data.unsupported)
+        return cls(card, posterior, intervals, limit, data.unsupported, outside)
 
     # -- asking it ----------------------------------------------------------------------------------------------
 
@@ -128,14 +142,17 @@ class Transfer(Predictor):
         for name, op in [*((b.name, b.op) for b in net.blocks), *((n.name, n.op) for n in net.nodes)]:
             if op.key in self.unsupported:
                 raise UnsupportedOpError(name, self.unsupported[op.key])
-        found = self.predict_archs(self.space, [self._arch(net)], level=level)
+        arch = self._arch(net)
+        found = self.predict_archs(self.space, [arch], level=level)
         value = float(found.value[0])
         interval = Interval(value, float(found.low[0]), float(found.high[0]))
         part = Part("network", "whole network", 1, value, "estimated", tuple(n.name for n in net.nodes))
-        warnings = self._intervals.warnings(level)
+        far = () if self._outside is None else self._outside.warnings(self._outside.new([arch])[0])
+        warnings = (*far, *self._intervals.warnings(level))
         estimate = Estimate(
-            self.setting, {self.metric: interval}, (part,), level, warnings, self.card.statistic, metric=self.metric
-        )
+            self.setting, {self.metric: interval}, (part,), level, warnings, self.card.statistic, self.metric,
+            self._intervals.attainable,
+        )  # fmt: skip
         return require(estimate, max_uncertainty, self.card)
 
     def predict_archs(self, space: SearchSpace, archs: npt.ArrayLike, *, level: float = 0.9) -> ArchEstimates:
@@ -147,14 +164,20 @@ class Transfer(Predictor):
         mean, sd = self._posterior(archs)
         x = widened(Interval(1.0, np.exp(-1.0), np.exp(1.0)), self.setting.model_error, level)
         own = np.log(x.high) ** 2 - 1  # the simulator's own error as a variance, 0 where the device is no simulator
-        half = np.minimum(np.sqrt((factor * np.minimum(sd, self._limit)) ** 2 + own), 20.0)
+        if self._outside is None or not len(mean):
+            new, half = np.zeros((len(mean), 3)), factor * np.minimum(sd, self._limit)
+        else:
+            new = self._outside.new(archs)
+            half = self._outside.halves(new, sd, self._limit, factor, level)
+        half = np.minimum(np.sqrt(half**2 + own), 20.0)
         value = np.exp(mean)
         supported = np.ones(len(value), bool)
         if self.unsupported and len(value):
             keys, counts = space.usage(archs)
             supported = counts @ np.array([k in self.unsupported for k in keys], np.float64) == 0
             value[~supported] = np.nan
-        return ArchEstimates(value, value * np.exp(-half), value * np.exp(half), supported, metric=self.metric)
+        low, high = value * np.exp(-half), value * np.exp(half)
+        return ArchEstimates(value, low, high, supported, self.metric, np.asarray(new.any(axis=1)))
 
     def _arch(self, net: Network) -> list[int]:
         origin = net.origin or {}
@@ -176,6 +199,8 @@ class Transfer(Predictor):
             "limit": np.array(self._limit),
             "unsupported": np.array([[k, v] for k, v in self.unsupported.items()], np.str_).reshape(-1, 2),
         }  # fmt: skip
+        if self._outside is not None:
+            arrays["growth"] = np.array(astuple(self._outside.growth))
         for i, prior in enumerate(p.priors):
             arrays |= {f"prior{i}_{k}": v for k, v in prior.to_arrays().items()}
         folder, _ = files.write_folder(path, self.card, {"transfer.npz": files.npz(**arrays)})
@@ -201,7 +226,9 @@ class Transfer(Predictor):
             # Earlier versions knew no limit.
             limit = float(arrays.get("limit", np.inf))
             lacking = dict(arrays["unsupported"].tolist()) if "unsupported" in arrays else {}
-            return cls(folder.card, posterior, Normalised.from_arrays(arrays), limit, lacking)
+            growth = Growth(*arrays["growth"].tolist()) if "growth" in arrays else None
+            outside = None if growth is None else Outside(posterior, growth)
+            return cls(folder.card, posterior, Normalised.from_arrays(arrays), limit, lacking, outside)
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise FileFormatError(f"{folder.path}: not a transfer: {e!r}") from e
 

@@ -34,9 +34,10 @@ def choose_networks(
     """(n,) row numbers of ``candidates`` (m, positions) that are worth measuring, the most telling first.
 
     ``sources`` maps names of other devices to their ``(archs, latency_ms)`` in the space, as in :func:`latbench.fit`;
-    without any it spreads them over what the space knows of its architectures. ``seed`` draws the architectures
-    that stand for the space, and the candidates where they are more than :data:`MOST_CANDIDATES`. Raises
-    :class:`ArchitectureError`, and :class:`ConfigError` where there are fewer than ``n`` candidates.
+    without any it spreads them over what the space knows of its architectures. ``seed`` draws the rows of the sources
+    that are learnt from, as in a fit, the architectures that stand for the space, and the candidates where they are
+    more than :data:`MOST_CANDIDATES`. Raises :class:`ArchitectureError`, and :class:`ConfigError` where there are fewer
+    than ``n`` candidates.
     """
     pool = space.validate_archs(candidates)
     if not 1 <= n <= len(pool):
@@ -45,7 +46,7 @@ def choose_networks(
         name: x if isinstance(x, ArchTimes) else ArchTimes.of(space, *x, what=f"sources[{name!r}]")
         for name, x in (sources or {}).items()
     }
-    prior = learn(space, given)
+    prior = learn(space, given, seed)
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(pool))[: max(MOST_CANDIDATES, n)])
     reference = prior.parts(space.sample_archs(REFERENCE, rng))

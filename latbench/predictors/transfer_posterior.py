@@ -89,6 +89,12 @@ class Posterior:
         return [sum(m.weight for m in members) for members in self._members]
 
     @property
+    def unexplained(self) -> list[Floats]:
+        """(n,) each: how far the measured logarithms are off the mean of each of ``priors``, but for the level."""
+        pairs = zip(self._at, self._centre, strict=True)
+        return [np.asarray(self.y - a.base - centre) for a, centre in pairs]
+
+    @property
     def noise(self) -> float:
         """The deviation of a measurement's logarithm that is not explained."""
         return float(np.sqrt(sum(m.weight * m.noise for members in self._members for m in members)))

@@ -218,6 +218,8 @@ def _digest(space: SearchSpace, sources: Mapping[str, ArchTimes], seed: int) -> 
         h.update(name.encode())
         h.update(np.ascontiguousarray(times.archs).tobytes())
         h.update(np.ascontiguousarray(times.values).tobytes())
+        # Errors of a source in the part of a new device are kept with the prior, and are those of sessions.
+        h.update(b"" if times.order is None else b"order" + np.ascontiguousarray(times.order).tobytes())
     return h.hexdigest()
 
 
