@@ -126,7 +126,7 @@ def test_a_search_that_is_stopped_does_not_wait_for_the_trainings_of_its_threads
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "every evaluation so far is kept" in err
+    assert "every evaluation and every finished epoch so far is kept" in err
     assert "Traceback" not in err
 
 
