@@ -239,8 +239,10 @@ def _of_lazy(d: Mapping[str, Any]) -> Iterator[Row]:
     same = f"{sum(r['same'] for r in runs):.0f} of {len(runs)}"
     beside = f"{share(1 - lazy / eager)} of the evaluations saved"
     if digits := d.get("digits"):
-        beside += f", on the digits {share(1 - digits['lazy'] / digits['eager'])}"
-    yield "rcas, lazy: searches that pick what eager greedy picks", same, beside, "all"
+        beside += f", on the digits, params ≤ {digits['params_limit']:,}, {share(1 - digits['lazy'] / digits['eager'])}"
+        beside += "" if "random search" in digits["networks"] else "; without random search"
+    what = f"rcas, lazy: searches on {len(d['oracles'])} submodular oracles that pick what eager greedy picks"
+    yield what, same, beside, "all"
 
 
 def _of_gpu_throughput(d: Mapping[str, Any]) -> Iterator[Row]:
