@@ -198,8 +198,9 @@ def _of_nb201_search(d: Mapping[str, Any]) -> Iterator[Row]:
 
 def _of_nb201_limit(d: Mapping[str, Any]) -> Iterator[Row]:
     told = f"{d['broken_before']} before, {d['broken_after']} after"
-    extra = f"{d['extra']} extra measurements in all"
-    yield f"{len(d['regrets'])} limits on latency, 20 measurements: broken when measured", told, extra, "≤ 1, 0"
+    extra = f"{d['extra_per_limit']:.1f} extra measurements a limit"
+    what = f"{len(d['limits'])} limits on latency, 20 measurements: broken when measured, worst of {d['seeds']} seeds"
+    yield what, told, extra, "≤ 1, 0"
     yield (
         "the same: accuracy lost to the best that keeps the limit, mean",
         f"{d['regret_points']:.2f} points",

@@ -3,9 +3,9 @@
 On a submodular oracle (each block of RCNet's space covers a random part of 200 weighted points; what is left is the
 error) both must take the same blocks, by every rule of gain. On the digits, where accuracy is only almost submodular,
 blocks are taken by validation loss after a short training, within a limit on parameters: evaluations, and the error on
-test images of the networks found after a full training (8 epochs), beside the network that the search starts from and, a row
-of the same table, the best of random search with as many evaluations (``--no-random`` leaves that out; it takes as long
-again). Target: the same picks.
+test images of the networks found after a full training (8 epochs), beside the network that the search starts from and
+the best of random search with as many evaluations, a row of the same table (``--no-random`` leaves that out; it takes
+as long again). Target: the same picks.
 
 Oracles have the seeds 1, 2, …; seeds up to 5 of another cover served the tests. The digits' split is the evaluator's.
 """

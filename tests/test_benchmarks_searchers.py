@@ -9,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from test_benchmarks import refused, run, summary
 
-from benchmarks import gpu_throughput
+from benchmarks import gpu_throughput, nb201_limit
+from benchmarks.nas_problems import ALL, Tabular
 from latbench.image_data import load_images
 from latbench.load import load_space
+from latbench.problem import Candidate
 
 
 @pytest.mark.data
@@ -37,13 +40,51 @@ def test_nb201_search_gives_shares_of_the_true_hypervolume_and_says_who_is_bette
 @pytest.mark.data
 def test_nb201_limit_measures_winners_until_one_keeps_its_limit(data_dir: Path, tmp_path: Path) -> None:
     assert data_dir.is_dir()
-    options = ["--devices", "gold_6240", "--searcher", "random", "--budget", "30"]
+    options = ["--devices", "gold_6240", "--searcher", "random", "--budget", "30", "--seeds", "2"]
     text, figures = run("nb201_limit", *options, folder=tmp_path, may_miss=True)
-    assert "Best cifar100 accuracy under 3 limits, 30 evaluations each" in text
-    assert len(figures["regrets"]) == 3
+    for seed in range(2):
+        assert f"Best cifar100 accuracy under 3 limits, 30 evaluations each, seed {seed}" in text
+    assert list(figures["limits"]) == ["gold_6240 25 %", "gold_6240 50 %", "gold_6240 75 %"]
+    limits = [f["limit_ms"] for f in figures["limits"].values()]
+    assert 0 < limits[0] < limits[1] < limits[2]
     assert figures["regret_points"] > 0
-    assert figures["extra"] <= 9
+    assert 0 <= figures["extra_per_limit"] <= 3
     assert f"{figures['broken_before']} before, {figures['broken_after']} after" in summary(tmp_path)
+
+
+def test_nb201_limit_judges_the_mean_regret_and_the_worst_seed() -> None:
+    def found(broke: bool, kept: bool, extra: int, regret: float) -> list[nb201_limit.Found]:
+        ran = nb201_limit.Found("toy", 0.5, 1.0, None, False, 0, True, 0.0)
+        return [ran, ran._replace(broke=True), ran._replace(
+            quantile=0.75, limit_ms=2.0, broke=broke, kept=kept, extra=extra, regret_points=regret)]  # fmt: skip
+
+    good = nb201_limit.judged({0: found(False, True, 3, 0.9), 1: found(False, True, 0, 0.3)})
+    assert good["met"] == {"broken before": True, "broken after": True, "regret": True}
+    assert good["regret_points"] == pytest.approx(0.2)
+    assert good["extra_per_limit"] == 0.5
+    assert good["limits"]["toy 75 %"] == {
+        "limit_ms": 2.0, "broken_before": 0, "broken_after": 0, "extra": 1.5, "regret_points": pytest.approx(0.6),
+    }  # fmt: skip
+    # One seed that is worse is not made up for by others.
+    bad = nb201_limit.judged(
+        {0: found(True, False, 3, 2.7), 1: found(False, True, 0, 0.0), 2: found(False, True, 0, 0.0)}
+    )
+    assert (bad["broken_before"], bad["broken_after"]) == (2, 1)
+    assert bad["met"] == {"broken before": False, "broken after": False, "regret": True}
+
+
+@pytest.mark.data
+def test_regret_is_against_the_best_that_keeps_the_limit_evaluated_or_not(data_dir: Path) -> None:
+    assert data_dir.is_dir()
+    tabular = Tabular("cifar100", "gold_6240")
+    limit = float(np.median(tabular.latency))
+    order = np.argsort(np.where(tabular.usable & (tabular.latency <= limit), tabular.error, np.inf))
+    first, tenth = (Candidate(tuple(ALL[i].tolist()), {"error": float(tabular.error[i])}) for i in order[[0, 9]])
+    assert nb201_limit.regret(tabular, limit, first) == 0
+    lost = 100 * (tenth.values["error"] - first.values["error"])
+    assert nb201_limit.regret(tabular, limit, tenth) == pytest.approx(lost)
+    assert lost > 0
+    assert np.isnan(nb201_limit.regret(tabular, limit, None))
 
 
 @pytest.mark.data
