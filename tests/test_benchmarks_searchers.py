@@ -8,13 +8,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from test_benchmarks import refused, run, summary
 
-from benchmarks import gpu_throughput, nb201_limit
+from benchmarks import gpu_throughput, moga_speed, nb201_limit, nb201_search, specialise
 from benchmarks.nas_problems import ALL, Tabular
 from latbench.image_data import load_images
 from latbench.load import load_space
@@ -35,6 +37,17 @@ def test_nb201_search_gives_shares_of_the_true_hypervolume_and_says_who_is_bette
             assert 0.5 < share["50"] <= share["100"] <= share["200"] <= 1, name
     share = figures["imagenet16_120"]["share"]["surrogate"]["200"]
     assert f"/ {share:.3f} | NSGA-II (pymoo)" in summary(tmp_path)
+
+
+def test_nb201_search_calls_what_lies_within_two_standard_errors_a_tie() -> None:
+    def told(apart: float) -> dict[str, str]:
+        # One device, two seeds: each mean's standard error is .01, that of the difference .014.
+        shares = {n: [[m - 0.01] * 3, [m + 0.01] * 3] for n, m in (("surrogate", 0.9 + apart), ("random", 0.9))}
+        found: dict[str, str] = nb201_search.report("cifar10", shares, dict.fromkeys(shares, 0.0), 2)["met"]
+        return found
+
+    for apart, how in ((0.03, "better"), (0.025, "tie"), (-0.025, "tie"), (-0.03, "worse")):
+        assert set(told(apart).values()) == {how}, apart
 
 
 @pytest.mark.data
@@ -93,15 +106,33 @@ def test_moga_speed_runs_as_many_evaluations_through_both(data_dir: Path, tmp_pa
     text, figures = run("moga_speed", folder=tmp_path, may_miss=True)
     assert "120 generations × 70" in text
     assert figures["evaluations"] <= 8400
+    assert 7000 < figures["pymoo_evaluations"] <= 8400
     assert min(figures["moga_s"], figures["pymoo_s"]) > 0
-    assert f"pymoo {figures['pymoo_s']:.2f} s" in summary(tmp_path)
+    assert f"(pymoo) {figures['pymoo_s']:.2f} s" in summary(tmp_path)
+
+
+@pytest.mark.data
+def test_pymoo_searches_moga_speeds_three_objectives(data_dir: Path) -> None:
+    assert data_dir.is_dir()
+    tabular = Tabular("imagenet16_120", "gold_6240")
+    params = (ALL == 4).sum(axis=1)
+    points = moga_speed.points(tabular, params)
+    assert points.shape == (len(ALL), 3)
+    assert points[tabular.usable].min() == 0
+    assert points[tabular.usable].max() == 1
+    # The third objective counts an operation that is good for nothing else.
+    last = {n: np.concatenate(tabular.pymoo_generations(0, 20, 20, points[:, :n])[-5:]) for n in (2, 3)}
+    assert params[last[3]].mean() > params[last[2]].mean() + 0.5
 
 
 def test_fairness_counts_choices_and_correlates_supernets_with_trainings(tmp_path: Path) -> None:
-    options = ["--archs", "4", "--seeds", "2", "--epochs", "1", "--alone-epochs", "1", "--batch-size", "300"]
+    options = ["--archs", "8", "--seeds", "2", "--epochs", "1", "--alone-epochs", "1", "--batch-size", "300"]
     text, figures = run("fairness", *options, folder=tmp_path)
-    assert "4 architectures of nasbench201, 2 seeds, 1 epochs" in text
+    assert "8 architectures of nasbench201, 2 seeds, 1 epochs" in text
     assert figures["exact"] is True
+    # A ranking that is compared with itself would come to 1 with every seed.
+    ranked = [figures[n]["tau_of_mean"] + figures[n]["tau_of_one"] for n in ("strict", "uniform", "ceiling")]
+    assert all(min(taus) < 1 for taus in ranked)
     assert figures["strict"]["count_spread"] == 0 < figures["uniform"]["count_spread"]
     assert set(figures["Kendall's tau"]) == {"strict fairness", "uniform sampling", "one stand-alone training"}
     assert all(-1 <= f["lowest"] <= f["tau"] <= f["highest"] <= 1 for f in figures["Kendall's tau"].values())
@@ -149,6 +180,28 @@ def test_specialise_tells_winners_of_simulated_devices_apart(tmp_path: Path) -> 
     assert f"{figures['fastest_at_home']} of 6" in summary(tmp_path)
 
 
+def test_networks_are_told_apart_by_more_than_both_intervals_half_widths_unless_simulated() -> None:
+    def measured(low: float, high: float, simulated: bool) -> Any:
+        return SimpleNamespace(low_ms=low, high_ms=high, setting=SimpleNamespace(simulated=simulated))
+
+    a, b = ((1.0, np.exp(0.06)), (2.0, 2 * np.exp(0.08)))
+    assert specialise.noise(measured(*a, False), measured(*b, False)) == pytest.approx(0.05)
+    assert specialise.noise(measured(*a, True), measured(*b, True)) == 0
+
+
+def test_a_winner_is_the_fastest_of_those_of_median_size_and_no_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = load_space("nasbench201", resolution=8, num_cells=1, channels=8)
+    macs = iter(({"macs": np.asarray([100.0, 100.0])},))
+    monkeypatch.setattr(specialise, "pose", lambda *_: SimpleNamespace(cheap=lambda _: next(macs)))
+    found = [
+        Candidate((i,) * 6, {"latency_ms": ms, "macs": m})
+        for i, (ms, m) in enumerate(((1.0, 97.9), (2.0, 98.1), (3.0, 101.9)))
+    ]
+    monkeypatch.setattr(specialise.lb, "search", lambda *_, **given: SimpleNamespace(
+        candidates=[c for c in found if c.values["macs"] <= given["limits"]["macs"]]))  # fmt: skip
+    assert specialise.winner(space, cast(Any, None), 0) == (1,) * 6
+
+
 def test_gpu_throughput_trains_in_every_way_and_puts_it_beside_plain_training(tmp_path: Path) -> None:
     options = ["--torch-device", "cpu", "--space", "nasbench201", "--width-mult", "0.25", "--images", "24"]
     options += ["--batch-size", "4", "--repeats", "1", "--precision", "bf16"]
@@ -162,10 +215,15 @@ def test_gpu_throughput_trains_in_every_way_and_puts_it_beside_plain_training(tm
         *(f"{name}, bf16" for name in ("plain training", "moga: supernet, strict fairness")),
     ]
     for name, row in rows.items():
-        plain = rows[f"plain training, {name.rpartition(', ')[2]}"]["images_per_s"]
-        assert row["share of plain"] == pytest.approx(row["images_per_s"] / plain)
-        assert 0 < row["slowest"] <= row["images_per_s"] <= row["fastest"]
-    assert summary(tmp_path).count("images a second at 32 × 32") == 6
+        plain = rows[f"plain training, {name.rpartition(', ')[2]}"]["passes_per_s"]
+        assert row["share of plain"] == pytest.approx(row["passes_per_s"] / plain)
+        assert 0 < row["slowest"] <= row["passes_per_s"] <= row["fastest"]
+    # Five choices, each image through one path of each; two weight steps, and after them a step of α.
+    networks = {name: row["passes_per_s"] / row["images_per_s"] for name, row in rows.items()}
+    ways = ("plain training", "proxyless: weights", *(f"proxyless: {mode}" for mode in modes[1:]))
+    for name, n in zip((*ways, "moga: supernet, strict fairness"), (1, 1, 7 / 3, 4 / 3, 12 / 3, 5), strict=True):
+        assert networks[f"{name}, f32"] == pytest.approx(n), name
+    assert summary(tmp_path).count("passes a second of images at 32 × 32") == 6
 
 
 def test_gpu_throughput_has_no_figures_where_torch_sees_no_gpu(tmp_path: Path) -> None:

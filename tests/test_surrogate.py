@@ -105,6 +105,8 @@ def test_what_hardly_keeps_its_limit_does_not_stop_the_search_for_better_that_do
         rows = np.flatnonzero((pool.values["latency_ms"] <= 8) == keeps)
         choice.keep(rows[-1:])
         before = len(choice._front)
+        # Over the range of what was told, the unlikely one's being the least.
+        assert choice._front[0, 0] * choice._unit[0] == pytest.approx(best.values["error"] - unlikely.values["error"])
         choice.best()
         assert len(choice._front) == before + keeps
 
