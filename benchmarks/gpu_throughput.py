@@ -177,8 +177,8 @@ def ways(
         name = f"proxyless: weights and α, {mode}" if mode else "proxyless: weights"
         of_alpha = steps // every if mode else 0
         networks = {"recompute": max(space.num_choices), "two-path": 2, "reinforce": PATHS}.get(mode or "", 1)
-        counted = (n * args.batch_size for n in (steps + of_alpha, steps + of_alpha * networks))
-        return Way(name, "f32", *counted, train)
+        images, passes = steps + of_alpha, steps + of_alpha * networks
+        return Way(name, "f32", images * args.batch_size, passes * args.batch_size, train)
 
     out = [plain("f32"), *map(proxyless, (None, "recompute", "two-path", "reinforce")), moga("f32")]
     return out if args.precision == "f32" else [*out, plain(args.precision), moga(args.precision)]

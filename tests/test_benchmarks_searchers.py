@@ -131,8 +131,9 @@ def test_fairness_counts_choices_and_correlates_supernets_with_trainings(tmp_pat
     assert "8 architectures of nasbench201, 2 seeds, 1 epochs" in text
     assert figures["exact"] is True
     # A ranking that is compared with itself would come to 1 with every seed.
-    ranked = [figures[n]["tau_of_mean"] + figures[n]["tau_of_one"] for n in ("strict", "uniform", "ceiling")]
-    assert all(min(taus) < 1 for taus in ranked)
+    for name in ("strict", "uniform", "ceiling"):
+        for of in ("tau_of_mean", "tau_of_one"):
+            assert min(figures[name][of]) < 0.99, (name, of)
     assert figures["strict"]["count_spread"] == 0 < figures["uniform"]["count_spread"]
     assert set(figures["Kendall's tau"]) == {"strict fairness", "uniform sampling", "one stand-alone training"}
     assert all(-1 <= f["lowest"] <= f["tau"] <= f["highest"] <= 1 for f in figures["Kendall's tau"].values())
