@@ -37,11 +37,11 @@ DETAILS = frozenset(
 FACTS = ("date", "machine", "load", "commit", "python", "numpy", "onnxruntime", "seed")
 #: Values that are fractions, by a part of their name.
 FRACTIONS = (
-    "rmspe", "mape", "within", "coverage", "width", "worst", "floor", "limit", "overhead", "level", "share", "accuracy",
-    "lost", "same_answer",
+    "rmspe", "mape", "within", "coverage", "width", "worst", "floor", "overhead", "level", "share", "accuracy", "lost",
+    "same_answer",
 )  # fmt: skip
-#: The same, by the whole name.
-WHOLE = frozenset({"median", "p95", "bias", "equal"})
+#: The same, by the whole name: a limit on parameters or milliseconds is no fraction.
+WHOLE = frozenset({"median", "p95", "bias", "equal", "limit"})
 
 
 def main() -> None:
@@ -110,11 +110,11 @@ def _tables(name: str, figures: Mapping[str, Any]) -> list[str]:
         out.append(
             _table(
                 [name if not rows else "", ""],
-                [[_words(k), _value(name if name == "met" else k, v)] for k, v in plain.items()],
+                [[_words(k), _value("met" if name.endswith("met") else k, v)] for k, v in plain.items()],
             )
         )
     for k, v in deeper.items():
-        out += _tables(_words(k), v)
+        out += _tables(f"{name}, {_words(k)}" if name else _words(k), v)
     return out
 
 

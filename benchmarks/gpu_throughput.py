@@ -3,10 +3,14 @@
 A CIFAR-sized problem at full width: a space of mobile networks at 32 × 32, ten classes, random images in CIFAR-10's own
 files (or yours, ``--data cifar10:FOLDER``), augmented as in a search. Every way is the code that searches run, an epoch
 at a time: plain training by a recipe, as the accuracy evaluators do it; the epochs of MoGA's supernet with strict
-fairness, an image counted once for each path that it goes through; ``proxyless`` with weight steps alone, and with α
-learning in each of its modes, images of both halves counted, the look at held-out images after each epoch in the time.
-Loading is in the time everywhere. The compact network is the one whose MACs are nearest to what a path has on average,
-so that the share tells what the machinery costs and not what the paths do.
+fairness; ``proxyless`` with weight steps alone, and with α learning in each of its modes, the look at held-out images
+after each epoch in the time. Loading is in the time everywhere, and so are cuDNN's deterministic algorithms.
+
+Two things are counted. Images are those that are taken from the data set, of both halves where α is learnt. Passes are
+images times the networks, or the choices of each block, that each goes through: all choices in a step of the supernet
+and in an α step of ``recompute``, two in one of ``two-path``, ten in one of ``reinforce`` (forward alone), and one
+elsewhere. Shares are of plain training's passes. The compact network is the one whose MACs are nearest to what a path
+has on average, so that the share tells what the machinery costs and not what the paths do.
 
 An epoch before what is timed warms up (memory, kernels, the wirings of paths); the figure is the median of the others,
 the GPU's queue drained before each reading of the clock. `proxyless` trains in float32; ``--precision`` adds plain
@@ -41,14 +45,18 @@ from latbench.with_torch import torch
 
 #: Images of the written files that are for tests: nothing here looks at them.
 TEST_IMAGES = 100
+#: Networks of an α step of ``proxyless`` in its mode ``reinforce``.
+PATHS = 10
 
 
 class Way(NamedTuple):
-    """A way of training: images an epoch, and what trains so many epochs and calls ``tick`` after each."""
+    """A way of training: images an epoch of the data set, and times the networks that each goes through; and what
+    trains so many epochs and calls ``tick`` after each."""
 
     name: str
     precision: str
     images: int
+    passes: int
     train: Callable[[int, Callable[[], None]], None]
 
 
@@ -79,18 +87,20 @@ def main() -> None:
         for way in ways(space, compact, data, source, device, args):
             rates = timed(way, device, args)
             median = float(np.median(rates))
-            plain = next((f["images_per_s"] for n, f in figures.items() if n == f"plain training, {way.precision}"), 0)
+            plain = next((f["passes_per_s"] for n, f in figures.items() if n == f"plain training, {way.precision}"), 0)
             share = median / plain if plain else 1.0
             figures[f"{way.name}, {way.precision}"] = {
-                "images_per_s": median, "slowest": min(rates), "fastest": max(rates), "share of plain": share,
+                "passes_per_s": median, "slowest": min(rates), "fastest": max(rates),
+                "images_per_s": median * way.images / way.passes, "share of plain": share,
             }  # fmt: skip
-            print(f"{way.name}, {way.precision}: {median:,.0f} images/s", flush=True)
+            print(f"{way.name}, {way.precision}: {median:,.0f} passes/s", flush=True)
     rows = [
-        (n, f"{f['images_per_s']:,.0f}", f"{f['slowest']:,.0f} – {f['fastest']:,.0f}", percent(f["share of plain"], 1))
+        (n, f"{f['passes_per_s']:,.0f}", f"{f['slowest']:,.0f} – {f['fastest']:,.0f}", f"{f['images_per_s']:,.0f}",
+         percent(f["share of plain"], 1))
         for n, f in figures.items()
-    ]
+    ]  # fmt: skip
     title = f"{args.space} at 32, width {args.width_mult:g}, batch {args.batch_size}, on {hardware}"
-    table(title, ("training", "images/s", f"of {args.repeats} epochs", "of plain"), rows)
+    table(title, ("training", "passes/s", f"of {args.repeats} epochs", "images/s", "of plain"), rows)
     more = {"torch": torch.__version__, "hardware": hardware, "batch": args.batch_size}
     figures["hardware"], figures["batch_size"] = hardware, args.batch_size
     finish(args, "gpu_throughput", figures, **more, compact=list(compact), space=space.spec, data=data.name)
@@ -120,7 +130,7 @@ def ways(
 ) -> list[Way]:
     """Every way, plain training of a precision before what stands beside it."""
     given = {"batch_size": args.batch_size, "augment": True}
-    batches = data.steps("train", args.batch_size)
+    images = data.steps("train", args.batch_size) * args.batch_size
     problem = Problem(
         space, (Objective("error"), Objective("macs")), cheap_values=SpaceValues(space, {}, counts=True)
     )  # fmt: skip
@@ -136,7 +146,7 @@ def ways(
                 )  # fmt: skip
             ended(done.ok)
 
-        return Way("plain training", precision, batches * args.batch_size, train)
+        return Way("plain training", precision, images, images, train)
 
     def moga(precision: str) -> Way:
         def train(epochs: int, tick: Callable[[], None]) -> None:
@@ -149,9 +159,7 @@ def ways(
                     ended(training.run_epoch())
                     tick()
 
-        return Way(
-            "moga: supernet, strict fairness", precision, batches * args.batch_size * max(space.num_choices), train
-        )
+        return Way("moga: supernet, strict fairness", precision, images, images * max(space.num_choices), train)
 
     def proxyless(mode: str | None) -> Way:
         steps = data.halves(args.seed).steps("weights", args.batch_size)
@@ -160,20 +168,24 @@ def ways(
         def train(epochs: int, tick: Callable[[], None]) -> None:
             warmup = 0 if mode else epochs
             options = {"data": source, "batch_size": args.batch_size, "warmup": warmup, "epochs": epochs - warmup}
-            options |= {"mode": mode or "recompute", "alpha_every": every, "threads": args.threads}
+            options |= {"mode": mode or "recompute", "alpha_every": every, "threads": args.threads, "paths": PATHS}
             searcher = make_searcher("proxyless", problem, args.seed, {**options, "train_on": str(device)})
-            while searcher.advance():
-                tick()
+            with repeatable(device):
+                while searcher.advance():
+                    tick()
 
         name = f"proxyless: weights and α, {mode}" if mode else "proxyless: weights"
-        return Way(name, "f32", (steps + (steps // every if mode else 0)) * args.batch_size, train)
+        of_alpha = steps // every if mode else 0
+        networks = {"recompute": max(space.num_choices), "two-path": 2, "reinforce": PATHS}.get(mode or "", 1)
+        images, passes = steps + of_alpha, steps + of_alpha * networks
+        return Way(name, "f32", images * args.batch_size, passes * args.batch_size, train)
 
     out = [plain("f32"), *map(proxyless, (None, "recompute", "two-path", "reinforce")), moga("f32")]
     return out if args.precision == "f32" else [*out, plain(args.precision), moga(args.precision)]
 
 
 def timed(way: Way, device: torch.device, args: argparse.Namespace) -> list[float]:
-    """Images a second in each epoch but the first."""
+    """Passes a second in each epoch but the first."""
     marks: list[float] = []
 
     def tick() -> None:
@@ -183,7 +195,7 @@ def timed(way: Way, device: torch.device, args: argparse.Namespace) -> list[floa
 
     with threads(args.threads):
         way.train(1 + args.repeats, tick)
-    return [way.images / float(s) for s in np.diff(marks)]
+    return [way.passes / float(s) for s in np.diff(marks)]
 
 
 def ended(ok: bool) -> None:

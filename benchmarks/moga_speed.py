@@ -1,7 +1,8 @@
 """How long MoGA's own search takes: 120 generations of 70, latency and accuracy from tables, on one core.
 
-Error, latency and parameters on NAS-Bench-201 (ImageNet16-120, gold_6240), the paper's weights; beside it pymoo's
-NSGA-II with the same population, generations and tables (two objectives). Target: at most 3 s of one core's time.
+Error, latency and parameters (many) on NAS-Bench-201 (ImageNet16-120, gold_6240), the paper's weights; beside it
+pymoo's NSGA-II with the same three objectives, population, generations and tables; it knows no weights. Target: at most
+3 s of one core's time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,16 @@ class LatencyAndParams:
         return {"latency_ms": self.latency_ms[rows], "params": self.params[rows]}
 
 
+def points(tabular: Tabular, params: Floats) -> Floats:
+    """The three objectives of all architectures, to minimise, each over its range: (architectures, 3).
+
+    What is not usable counts for no range; pymoo takes it for worse than all others.
+    """
+    out = np.stack([tabular.error, tabular.latency, -params], axis=1)
+    low, high = out[tabular.usable].min(axis=0), out[tabular.usable].max(axis=0)
+    return np.asarray((out - low) / (high - low))
+
+
 def main() -> int:
     """Run both, print; 1 where the target is missed."""
     args = parser(__doc__).parse_args()
@@ -51,8 +62,9 @@ def main() -> int:
     driver.run()
     ours = time.process_time() - started
     started = time.process_time()
-    evaluations = tabular.pymoo_generations(args.seed, POPULATION, GENERATIONS)
+    generations = tabular.pymoo_generations(args.seed, POPULATION, GENERATIONS, points(tabular, params))
     theirs = time.process_time() - started
+    evaluations = sum(map(len, generations))
     table(
         f"{GENERATIONS} generations × {POPULATION}",
         ("", "CPU s", "evaluations", "target"),
@@ -61,7 +73,10 @@ def main() -> int:
             ("NSGA-II (pymoo)", f"{theirs:.2f}", evaluations, ""),
         ],
     )
-    figures = {"moga_s": ours, "pymoo_s": theirs, "evaluations": len(driver.candidates), "met": ours <= TARGET_S}
+    figures = {
+        "moga_s": ours, "pymoo_s": theirs, "evaluations": len(driver.candidates), "pymoo_evaluations": evaluations,
+        "met": ours <= TARGET_S,
+    }  # fmt: skip
     finish(args, "moga_speed", figures)
     return 0 if figures["met"] else 1
 

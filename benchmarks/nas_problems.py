@@ -100,11 +100,16 @@ class Tabular:
                 break
         return list(seen)[:budget]
 
-    def pymoo_generations(self, seed: int, population: int, generations: int) -> int:
-        """Run pymoo's NSGA-II for so many generations; how often it evaluated."""
-        return sum(len(rows) for rows in islice(self._pymoo(seed, population), generations))
+    def pymoo_generations(
+        self, seed: int, population: int, generations: int, points: Floats | None = None
+    ) -> list[npt.NDArray[np.int64]]:
+        """The rows of :data:`ALL` that pymoo's NSGA-II evaluates in each of so many generations.
 
-    def _pymoo(self, seed: int, population: int) -> Iterator[npt.NDArray[np.int64]]:
+        ``points`` are other objectives, all to minimise: (architectures, objectives).
+        """
+        return list(islice(self._pymoo(seed, population, points), generations))
+
+    def _pymoo(self, seed: int, population: int, points: Floats | None = None) -> Iterator[npt.NDArray[np.int64]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -119,11 +124,12 @@ class Tabular:
             crossover=SBX(prob=0.9, eta=3.0, vtype=float, repair=RoundingRepair()),
             mutation=PM(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair()),
         )  # fmt: skip
-        bounds = PymooProblem(n_var=SPACE.positions, n_obj=2, xl=0, xu=4, vtype=int)
+        points = self.points if points is None else points
+        bounds = PymooProblem(n_var=SPACE.positions, n_obj=points.shape[1], xl=0, xu=4, vtype=int)
         algorithm.setup(bounds, termination=("n_gen", 10**6), seed=seed, verbose=False)
         while True:
             asked = algorithm.ask()
             rows = index(np.asarray(asked.get("X")).astype(int))
-            asked.set("F", np.where(self.usable[rows, None], self.points[rows], 9.0))
+            asked.set("F", np.where(self.usable[rows, None], points[rows], 9.0))
             algorithm.tell(infills=asked)
             yield rows

@@ -6,7 +6,7 @@ additive, that limits can be kept at all before anything is paid for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import inf, isfinite
 from typing import TYPE_CHECKING
@@ -83,6 +83,8 @@ class SpaceValues:
         #: Name of each predicted value → its model.
         self.predicted = {f"{LATENCY}{s}": m for s, m in models.items()} | dict(further or {})
         self.counts = counts or space.additive
+        #: Is told how many architectures were asked for, at every call; a search sets it while it waits for a searcher.
+        self.on_asked: Callable[[int], None] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +101,8 @@ class SpaceValues:
             e = model.archs_metric(name.partition("@")[0], self.space, archs, level=self.level)
             for n, column in zip((name, *ends(name)), (e.value, e.low, e.high), strict=True):
                 out[n] = np.where(e.supported, column, np.nan)
+        if self.on_asked is not None:
+            self.on_asked(len(archs))
         if not self.counts:
             return out
         if self.space.additive:

@@ -26,6 +26,8 @@ FORMAT, SCHEMA = "latbench-search-result", 1
 RESULT_JSON, CANDIDATES_PARQUET = "result.json", "candidates.parquet"
 #: The store of a search that has only a folder.
 SEARCH_DB = "search.db"
+#: Why a search ended without a result: nothing keeps its limits.
+ENDED_TXT = "ended.txt"
 
 
 @dataclass
@@ -270,6 +272,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         d = json.loads(file.read_bytes())
     except FileNotFoundError:
+        if (ended := file.with_name(ENDED_TXT)).exists():
+            why = ended.read_text("utf-8")
+            raise FileFormatError(f"{file.parent}: the search there ended without a network: {why}") from None
         if (file.parent / SEARCH_DB).exists():
             raise FileFormatError(
                 f"{file.parent}: the search there has not ended: run its command again, it goes on"

@@ -7,14 +7,16 @@ checks what searchers propose and what evaluators answer, and turns failures int
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from latbench import telling
 from latbench.answers import Answer, evaluate, why_failed
+from latbench.cheap import SpaceValues
 from latbench.errors import ArchitectureError, SearchError
 from latbench.interruptions import Interruptions
 from latbench.problem import AccuracyEvaluator, Candidate, Problem
@@ -189,7 +191,8 @@ class Driver:
         name = self.searcher.name
         while self._idle < MAX_IDLE:
             self._advance()
-            proposed = self.searcher.ask(n)
+            with self._telling_what_is_looked_at():
+                proposed = self.searcher.ask(n)
             self._trace.append(["ask", n])
             if not proposed:
                 return []
@@ -211,6 +214,34 @@ class Driver:
             f"{self._done} of {self.budget} evaluations"
         )
         return []
+
+    @contextmanager
+    def _telling_what_is_looked_at(self) -> Iterator[None]:
+        """Where an answer takes the searcher long, a line now and then: how many architectures it asked the models for.
+
+        Under a limit that hardly any keeps, or none, these are all that there are.
+        """
+        values, size = self.problem.cheap_values, self.problem.space.size
+        if not isinstance(values, SpaceValues):
+            yield
+            return
+        seen, last = 0, time.monotonic()
+
+        def looked_at(n: int) -> None:
+            nonlocal seen, last
+            seen, now = seen + n, time.monotonic()
+            if now - last >= telling.EVERY_S:
+                last = now
+                self.report(
+                    f"{self.searcher.name}: looked at {seen} architectures for what to evaluate next (there are "
+                    f"{size if size < 1e9 else f'{size:.1e}'})"
+                )
+
+        values.on_asked = looked_at
+        try:
+            yield
+        finally:
+            values.on_asked = None
 
     def _advance(self) -> None:
         """Let the searcher do its own work, and keep the state after each piece of it."""
@@ -300,7 +331,9 @@ class Driver:
         self._trace = record.state.get("trace", [])
         self._saved = len(self._trace)
         self.spent_s = float(record.state.get("wall_s", 0.0))
-        self.report(f"going on: {self._done} evaluations are kept")
+        epochs = sum("epoch" in row for row in self.searcher.course)
+        trained = f"{epochs} epoch{'s' * (epochs != 1)} of {self.searcher.name}'s own training and " if epochs else ""
+        self.report(f"going on: {trained}{self._done} evaluations are kept")
 
     def _save(self, force: bool = False) -> None:
         """Save the state; every time, unless candidates come so fast that it would take more than a small share."""

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from latbench import plugins
 from latbench.cheap import COUNTS, SpaceValues, check_feasible, further_models, latency_models
-from latbench.errors import ConfigError, DeviceBusyError, SearchError
+from latbench.errors import ConfigError, DeviceBusyError, InfeasibleError, SearchError
 from latbench.metric import ASKABLE
 from latbench.problem import AccuracyEvaluator, LimitOn, Objective, Problem
-from latbench.result import SEARCH_DB, SearchResult, problem_to_json
+from latbench.result import ENDED_TXT, SEARCH_DB, SearchResult, problem_to_json, write_atomically
 from latbench.search_driver import Driver, Progress
 from latbench.searcher import Searcher
 from latbench.space import SearchSpace
@@ -128,7 +128,15 @@ def search(
             resume=resume and (accuracy is None or accuracy.resumes),
             executor=executor, workers=workers, progress=progress, report=report, max_failures=max_failures,
         )  # fmt: skip
-        driver.run()
+        ended = Path(run) / ENDED_TXT if run is not None else None
+        if ended is not None:
+            ended.unlink(missing_ok=True)
+        try:
+            driver.run()
+        except InfeasibleError as e:
+            if ended is not None:
+                write_atomically(ended, str(e).encode())
+            raise
     provenance = {
         **plan,
         "profiles": {suffix: m.card.device.get("profile") for suffix, m in of_latency.items()},

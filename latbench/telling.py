@@ -58,7 +58,12 @@ def told(
         if now - last >= EVERY_S and done < total:
             last = now
             left = (now - began) / done * (total - done + further)
-            report(f"{what}, {unit} {done} of {total}, about {_minutes(left)} left")
+            report(f"{what}, {unit} {done} of {total}, {about(left)}")
+
+
+def about(seconds: float) -> str:
+    """``about 3 min left``."""
+    return f"about {_minutes(seconds)} left"
 
 
 def _minutes(seconds: float) -> str:

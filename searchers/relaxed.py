@@ -25,7 +25,7 @@ from latbench.image_data import Halves, ImageData, Shape, load_images
 from latbench.problem import Candidate, Problem
 from latbench.searcher import Searcher, numbers, whole_option
 from latbench.space import Arch
-from latbench.telling import told
+from latbench.telling import Pace, about, told
 
 from .costs import Costs
 from .deriving import derive, usable_choices
@@ -84,6 +84,7 @@ class Relaxed(Searcher):
             np.where(row, rng.normal(0.0, 1e-3, len(row)), -np.inf) for row in self.usable
         ]  # fmt: skip
         self.epoch = 0
+        self._pace = Pace()
         self._seen: set[Arch] = set()
         self._derived: Arch | None = None
         self._unseen = Unseen(problem, seed)
@@ -156,11 +157,13 @@ class Relaxed(Searcher):
         return told(batches, what, self.report, total=steps, further=steps * (self.epochs - self.epoch - 1))
 
     def line(self, row: Mapping[str, float]) -> str:
-        """``proxyless: epoch 3 of 160 (warm-up), loss 2.1, …``."""
+        """``proxyless: epoch 3 of 160 (warm-up), loss 2.1, …; about 4 min left``."""
         epoch = int(row["epoch"])
         rest = numbers({name: value for name, value in row.items() if name != "epoch"})
         stage = f" ({what})" if (what := self.stage(epoch)) else ""
-        return f"{self.name}: epoch {epoch} of {self.epochs}{stage}, {rest}"
+        left_s = self._pace.left_s(epoch, self.epochs)
+        left = f"; {about(left_s)}" if left_s else ""
+        return f"{self.name}: epoch {epoch} of {self.epochs}{stage}, {rest}{left}"
 
     def doubts(self) -> list[str]:
         """That the network of all choices has hardly learnt to tell classes apart: then α was moved by noise.

@@ -35,6 +35,8 @@ _SAMPLE, _RANDOM, _NEAR, _REFINEMENTS, _TOP = 2048, 1024, 1024, 2, 24
 _SHORTLIST = 400
 #: Hyperparameters are learnt anew when there is this much more to learn from than the last time.
 _LEARN_AGAIN = 1.2
+#: Chance of keeping its limits from which a network is one that others must be better than.
+_LIKELY = 0.5
 
 
 class Surrogate(Searcher):
@@ -150,7 +152,7 @@ class Surrogate(Searcher):
         told = [c for c in self._told.values() if c.evaluated]
         again = len(told) >= _LEARN_AGAIN * self._learnt_from
         x = self._known.features(np.asarray([c.arch for c in told], np.int64))
-        front = self.problem.front(told)
+        front = self._known.front(told)
         out = {}
         for name in self._known.learnt:
             sign = -1.0 if name in self._known.maximised else 1.0
@@ -228,9 +230,11 @@ class _Known:
         """How likely limits on what is predicted are kept, where those are searched that only may keep them."""
         return self.problem.chance(values) if self.problem.limit_on == "low" else 1.0
 
-    def likely(self, c: Candidate) -> bool:
-        """Whether others must be better than it: it keeps its limits more likely than not."""
-        return bool(self.chance({n: np.asarray(v) for n, v in c.values.items()}) >= 0.5)
+    def front(self, told: Sequence[Candidate]) -> list[Candidate]:
+        """What others must be better than: the best of those that keep their limits more likely than not."""
+        return self.problem.front(
+            [c for c in told if self.chance({n: np.asarray(v) for n, v in c.values.items()}) >= _LIKELY]
+        )
 
     def points(self, archs: Ints) -> _Points:
         """Architectures with their features and known values."""
@@ -255,7 +259,7 @@ class _Choice:
         # Believed objectives first: see improvement.expected.
         self._objectives = sorted(known.problem.objectives, key=lambda o: o.name not in learnt)
         problem = replace(known.problem, objectives=tuple(self._objectives))
-        front = problem.matrix(problem.front([c for c in told if known.likely(c)]))
+        front = problem.matrix(known.front(told))
         values = {n: np.concatenate([pool.values[n], points.values[n]]) for n in pool.values}
         mean = np.stack([
             (-1 if o.maximise else 1) * (self._beliefs[o.name].mean if o.name in learnt else values[o.name])
@@ -263,7 +267,7 @@ class _Choice:
         ], axis=1)  # fmt: skip
         low, high = self._box(problem, known, told)
         self._unit = high - low
-        self._chance = np.broadcast_to(known.chance(pool.values), self._n)
+        self._chance = np.broadcast_to(known.chance(values), len(mean))
         self._mean, self._front = (mean - low) / self._unit, (front - low) / self._unit
         for i in range(self._n, len(mean)):
             self._believe(i)
@@ -295,7 +299,7 @@ class _Choice:
             if o.name in self._beliefs:
                 sd[:, j] = self._beliefs[o.name].sd[: self._n] / self._unit[j]
         out = expected(self._front, Beliefs(self._mean[: self._n], sd))
-        out *= self._chance
+        out *= self._chance[: self._n]
         for name, limit in self._limits.items():
             b = self._beliefs[name]
             out *= ndtr((limit - b.mean[: self._n]) / np.maximum(b.sd[: self._n], 1e-12))
@@ -310,7 +314,8 @@ class _Choice:
         return arch
 
     def _believe(self, i: int) -> None:
-        self._front = np.vstack([self._front, self._mean[i]])
+        if self._chance[i] >= _LIKELY:
+            self._front = np.vstack([self._front, self._mean[i]])
         for belief in self._beliefs.values():
             belief.believe(i)
 

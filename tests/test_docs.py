@@ -233,6 +233,8 @@ def test_figures_render_every_number_with_its_unit_and_where_it_comes_from(tmp_p
         "benchmark": "additivity",
         "figures": {
             "held_out": 40, "noise_floor": 0.0123, "met": {"table": True, "kernels": False},
+            "limit": 0.025, "params_limit": 50000,
+            "cifar10": {"share": {"random": {"50": 0.5}}}, "digits": {"share": {"random": {"50": 0.25}}},
             "scores": {"table": {"n": 40, "rmspe": 0.015, "spearman": 0.9987}, "a|b": {"rmspe": None, "spearman": 1.0}},
         },
         "provenance": {"machine": "Test CPU", "commit": "abc", "seed": 3, "networks": 40},
@@ -243,9 +245,13 @@ def test_figures_render_every_number_with_its_unit_and_where_it_comes_from(tmp_p
     assert "| table | 1.5 % | 0.9987 |" in lines
     assert "| a\\|b |  | 1.0 |" in lines
     assert "| noise floor | 1.23 % |" in lines
+    assert "| limit | 2.5 % |" in lines
+    assert "| params limit | 50,000 |" in lines
     assert "| held out | 40 |" in lines
     assert "| table | met |" in lines
     assert "| kernels | missed |" in lines
+    assert "| cifar10, share | 50 |" in lines
+    assert "| digits, share | 50 |" in lines
     assert "machine Test CPU · commit abc · seed 3 · networks 40" in section
     text = f"before {figures.BEGIN}\nold\n{figures.END} after"
     once = figures.replaced(text, section)

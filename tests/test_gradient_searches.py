@@ -94,6 +94,7 @@ def test_each_epoch_is_told_with_how_many_there_are(monkeypatch: pytest.MonkeyPa
         "proxyless: epoch 1 of 3 (warm-up)", "proxyless: epoch 2 of 3", "proxyless: epoch 3 of 3",
     ]  # fmt: skip
     assert "accuracy 0." in told[0]
+    assert [" left" in line for line in told] == [False, True, False]
     ednas: Any = make_searcher("ednas", posed(META), 0, {"epochs": 2, "tune": 1})
     assert ednas.line({"epoch": 2.0, "loss": 1.5}) == "ednas: epoch 2 of 3, loss 1.5"
     assert ednas.line({"epoch": 3.0, "loss": 1.5}) == "ednas: epoch 3 of 3 (training what was found), loss 1.5"

@@ -126,5 +126,15 @@ def test_a_search_that_is_stopped_does_not_wait_for_the_trainings_of_its_threads
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "every evaluation so far is kept" in err
+    assert "every evaluation and every finished epoch so far is kept" in err
     assert "Traceback" not in err
+
+
+def test_a_limit_may_be_on_one_device_whose_name_has_a_hyphen(lab: Path) -> None:
+    tabled(lab, CELLS)
+    limits = {"latency_ms@local-cpu": 1000.0, "latency_ms@tda2x-decompose": 100.0}
+    devices = ["--device", "local-cpu", "--device", "tda2x-decompose"]
+    given = [x for name, most in limits.items() for x in ("--limit", f"{name}={most:g}")]
+    call("search", "random", *CELLS, *devices, *given, "--accuracy", "none", "--objective", "latency_ms",
+         "--budget", "2", "--run", "hyphens")  # fmt: skip
+    assert SearchResult.load(lab / "hyphens").problem.limits == limits

@@ -10,7 +10,7 @@ import pytest
 from search_support import table, toy_error
 
 import latbench as lb
-from latbench.errors import FileFormatError
+from latbench.errors import FileFormatError, InfeasibleError
 from latbench.evaluators import FunctionEvaluator
 from latbench.problem import Candidate
 from latbench.result import SearchResult
@@ -147,3 +147,29 @@ def test_the_folder_of_a_search_that_has_not_ended_says_so(tmp_path: Path, monke
         search(run=tmp_path / "r")
     with pytest.raises(FileFormatError, match="the search there has not ended: run its command again, it goes on"):
         SearchResult.load(tmp_path / "r")
+
+
+def test_epochs_that_are_kept_are_told_when_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "stop_after", 3)
+    with pytest.raises(KeyboardInterrupt):
+        search(run=tmp_path / "r")
+    monkeypatch.setattr(Trainer, "stop_after", 99)
+    told: list[str] = []
+    search(run=tmp_path / "r", report=told.append)
+    assert told[0] == "going on: 3 epochs of trainer's own training and 0 evaluations are kept"
+
+
+def test_a_search_that_finds_nothing_within_its_limits_tells_what_it_looks_at_and_its_folder_says_that_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where no sum over positions proves beforehand that nothing keeps the limits.
+    monkeypatch.setattr("latbench.searching.check_feasible", lambda problem: None)
+    monkeypatch.setattr("latbench.telling.EVERY_S", 0.0)
+    told: list[str] = []
+    with pytest.raises(InfeasibleError):
+        search("random", run=tmp_path / "r", limits={"latency_ms": 1e-9}, report=told.append)
+    assert any(t == "random: looked at 729 architectures for what to evaluate next (there are 729)" for t in told)
+    with pytest.raises(FileFormatError, match="ended without a network: no architecture of toy keeps the limits"):
+        SearchResult.load(tmp_path / "r")
+    search("random", run=tmp_path / "r", limits={"latency_ms": 1e9})
+    assert SearchResult.load(tmp_path / "r", space=SPACE).front

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from latbench.searchers import surrogate
 from latbench.searchers.gaussian import GaussianProcess, Scale
 from latbench.searchers.improvement import Beliefs, expected
 from latbench.searchers.surrogate import Surrogate, _Choice, pressed
@@ -75,13 +76,54 @@ def test_where_a_limit_may_be_kept_what_keeps_it_more_likely_is_asked_for_first(
     assert sure < 9 < unsure
 
 
-def test_what_hardly_keeps_its_limit_does_not_stop_the_search_for_better_that_does() -> None:
+def test_what_hardly_keeps_its_limit_does_not_stop_the_search_for_better_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     problem = Problem(ToySpace(5, 4), (Objective("error"),), {"latency_ms": 8.0}, cheap_values=Guessed(),
                       limit_on="low")  # fmt: skip
-    known = Surrogate(problem)._known
-    kept, doubtful = ({"latency_ms": v, "latency_high_ms": v * 1.33, "error": 0.1} for v in (7.9, 8.1))
-    assert known.likely(Candidate((0,) * 5, kept))
-    assert not known.likely(Candidate((0,) * 5, doubtful))
+    searcher = Surrogate(problem, initial=12)
+    likely, doubtful = (Candidate((i,) * 5, {"latency_ms": v, "latency_high_ms": v * 1.33, "error": e})
+                        for i, v, e in ((0, 7.9, 0.2), (1, 8.1, 0.1)))  # fmt: skip
+    assert searcher._known.front([likely, doubtful]) == [likely]
+    # Work makes it better, up to what keeps the limit and beyond it.
+    asked = searcher.ask(12)
+    searcher.tell([problem.candidate(a, {n: float(v[0]) for n, v in problem.cheap([a]).items()},
+                                     {"error": 1 - sum(a) / 20}) for a in asked])  # fmt: skip
+    told = list(searcher._told.values())
+    best, unlikely = (min((c for c in told if (c.values["latency_ms"] <= 8) == kept), key=lambda c: c.values["error"])
+                      for kept in (True, False))  # fmt: skip
+    assert unlikely.values["error"] < best.values["error"]
+    bends = list[float]()
+    monkeypatch.setattr(surrogate, "pressed", lambda y, bend: bends.append(bend) or pressed(y, bend))
+    learnt = searcher._learn()
+    assert bends == [best.values["error"]]
+    # What is believed of a batch's first is on that front only where it is likely to keep the limit, too.
+    pool = searcher._known.whole
+    assert pool is not None
+    for keeps in (True, False):
+        choice = _Choice(searcher._known, learnt, told, pool, [])
+        rows = np.flatnonzero((pool.values["latency_ms"] <= 8) == keeps)
+        choice.keep(rows[-1:])
+        before = len(choice._front)
+        # Over the range of what was told, the unlikely one's being the least.
+        assert choice._front[0, 0] * choice._unit[0] == pytest.approx(best.values["error"] - unlikely.values["error"])
+        choice.best()
+        assert len(choice._front) == before + keeps
+
+
+def test_chances_of_keeping_a_limit_stay_with_their_architectures_where_fewer_are_left() -> None:
+    problem = Problem(ToySpace(5, 4), (Objective("error"),), {"latency_ms": 8.0}, cheap_values=Guessed(),
+                      limit_on="low")  # fmt: skip
+    searcher = Surrogate(problem, initial=12)
+    searcher.tell([problem.candidate(a, {n: float(v[0]) for n, v in problem.cheap([a]).items()},
+                                     {"error": 1 - sum(a) / 20}) for a in searcher.ask(12)])  # fmt: skip
+    pool = searcher._known.whole
+    assert pool is not None
+    choice = _Choice(searcher._known, searcher._learn(), list(searcher._told.values()), pool, searcher.ask(2))
+    before, rows = choice.gain(), np.arange(len(pool.archs))[::-7]
+    choice.keep(rows)
+    np.testing.assert_allclose(choice.gain(), before[rows])
+    assert before.max() > 2 * before[before > 0].min()
 
 
 def test_the_gradient_of_the_likelihood_is_its_derivative() -> None:

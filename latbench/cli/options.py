@@ -87,7 +87,9 @@ def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
         key, eq, value = pair.partition("=")
         if not eq or not key.strip():
             raise ConfigError(f"{option} {pair}: expected KEY=VALUE, e.g. {option} {EXAMPLES.get(option, 'a=1')}")
-        key = key.strip().replace("-", "_")
+        # Hyphens of a device's name, as in latency_ms@local-cpu, are its own.
+        name, at, device = key.strip().partition("@")
+        key = name.replace("-", "_") + at + device
         if key in out:
             raise ConfigError(f"{option} {pair}: {key} is given twice")
         out[key] = parse_value(value.strip())

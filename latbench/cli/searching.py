@@ -107,7 +107,7 @@ def search(
     asked = [*(o.lstrip("-") for o in objective or ()), *_numbers(limit, "--limit"), *_numbers(soft_limit, "")]
     further = _further(asked, device, models, s, latency, judge)
     folder = run or Path(DEFAULT_RUNS) / f"{s.name}-{searcher}-{seed}"
-    with kept_when_stopped("every evaluation so far", threads=True), bar(searcher) as b:
+    with kept_when_stopped("every evaluation and every finished epoch so far", threads=True), bar(searcher) as b:
         pace = Pace()
 
         def show(p: Progress) -> None:
