@@ -182,17 +182,17 @@ def _beyond(problem: Problem, name: str, cheapest: Arch) -> bool:
     """Whether the cheapest architecture breaks the limit, and with it every other."""
     limit = problem.limits[name]
     v = problem.cheap([cheapest])
-    if v[name][0] > limit:
-        return True
     key = problem.limited(name, v)
     if not v[key][0] > limit:
         return False
-    # The upper end of an interval need not be least where the value is. Where the two differ by the same factor or the
-    # same sum everywhere, it is.
+    if key == name or (problem.limit_on == "high" and v[name][0] > limit):
+        return True
+    # An end of an interval need not be least where the value is. Where the two differ by the same factor or the same
+    # sum everywhere, it is.
     sample = problem.cheap(problem.space.sample_archs(256, seed=0))
-    high, value = (np.append(sample[n], v[n]) for n in (key, name))
-    known = np.isfinite(high) & np.isfinite(value)
-    return bool(min(_spread((high / value)[known]), _spread((high - value)[known])) < 1e-9)
+    end, value = (np.append(sample[n], v[n]) for n in (key, name))
+    known = np.isfinite(end) & np.isfinite(value)
+    return bool(min(_spread((end / value)[known]), _spread((end - value)[known])) < 1e-9)
 
 
 def _spread(x: Floats) -> float:

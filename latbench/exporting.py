@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from latbench.errors import ConfigError
 from latbench.network import Network
 from latbench.problem import Candidate
-from latbench.space import Arch, arch_name
+from latbench.space import Arch, arch_name, file_stem
 
 if TYPE_CHECKING:
     from latbench.result import SearchResult
@@ -89,7 +89,7 @@ def _row(result: SearchResult, c: Candidate, weights: str) -> dict[str, Any]:
 def _write(to: Path, net: Network, result: SearchResult, arch: Arch, formats: Sequence[str]) -> list[str]:
     from latbench.report.diagrams import diagram, standalone
 
-    name, space, files = arch_name(arch), result.problem.space, []
+    name, space, files = file_stem(arch), result.problem.space, []
     if "onnx" in formats:
         (to / f"{name}.onnx").write_bytes(net.to_onnx().SerializeToString())
         files.append(f"{name}.onnx")
@@ -97,7 +97,7 @@ def _write(to: Path, net: Network, result: SearchResult, arch: Arch, formats: Se
         _write_torch(to / f"{name}.pt2", net)
         files.append(f"{name}.pt2")
     if "svg" in formats:
-        drawn = diagram(net, {}, [space.choice_label(i, c) for i, c in enumerate(arch)], name)
+        drawn = diagram(net, {}, [space.choice_label(i, c) for i, c in enumerate(arch)], arch_name(arch))
         (to / f"{name}.svg").write_text(standalone(drawn), "utf-8")
         files.append(f"{name}.svg")
     return files

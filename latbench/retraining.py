@@ -20,7 +20,7 @@ import numpy as np
 from latbench.errors import ConfigError, FileFormatError
 from latbench.network import Network
 from latbench.result import write_atomically
-from latbench.space import Arch, arch_name
+from latbench.space import Arch, file_stem
 
 if TYPE_CHECKING:
     from latbench.device import Device
@@ -146,12 +146,6 @@ def load_network(file: Path) -> Network:
     state = load_tensors(file)
     weights = {n: {k: t.numpy() for k, t in w.items()} for n, w in state["weights"].items()}
     return Network.from_json(state["network"]).replace(weights=weights)
-
-
-def file_stem(arch: Arch) -> str:
-    """The name of an architecture's files: :func:`~latbench.space.arch_name`, a hash where that is too long."""
-    name = arch_name(arch)
-    return name if len(name) <= 100 else hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def _one(

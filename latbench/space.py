@@ -6,6 +6,7 @@ networks, the list of distinct Ops, cost matrices, sampling, mutation, encodings
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -384,3 +385,9 @@ class SearchSpace(ABC):
 def arch_name(arch: Sequence[int]) -> str:
     """An architecture as one word, as ``latbench predict SPACE:…`` takes it."""
     return "-".join(map(str, arch))
+
+
+def file_stem(arch: Arch) -> str:
+    """The name of an architecture's files: :func:`arch_name`, a hash where that is too long."""
+    name = arch_name(arch)
+    return name if len(name) <= 100 else hashlib.sha256(name.encode()).hexdigest()[:32]

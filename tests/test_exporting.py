@@ -65,6 +65,16 @@ def test_the_command_writes_the_front_as_tables_and_each_network_as_a_diagram(fo
         assert len(drawing.findall(".//{http://www.w3.org/2000/svg}rect")) > 3
 
 
+def test_files_of_networks_of_many_choices_have_short_names_and_the_row_the_whole_one(tmp_path: Path) -> None:
+    space = lb.load_space("proxyless-cifar", resolution=8)
+    result = lb.search("random", space=space, objectives=["params"], budget=2)
+    (row,) = json.loads((export(result, tmp_path, formats=["svg"]) / "front.json").read_text())["networks"]
+    assert row["name"].count("-") == space.positions - 1 > 100
+    (file,) = row["files"]
+    assert len(file) == 36
+    assert (tmp_path / file).exists()
+
+
 def test_fewer_networks_lie_at_equal_distance_along_the_front(found: Path, tmp_path: Path) -> None:
     CliRunner().invoke(
         app, ["export", str(found), "--format", "svg", "--top", "2", "--out", str(tmp_path)], catch_exceptions=False

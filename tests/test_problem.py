@@ -212,6 +212,19 @@ def test_a_limit_between_the_value_and_its_upper_end_is_infeasible_for_the_upper
         check_feasible(pose(space, {"": model}, toy_evaluator(), ["error"], limits, {}))
 
 
+def test_a_limit_between_the_lower_end_and_the_value_may_be_kept(space: SearchSpace) -> None:
+    model = table(space, wide=0.1)
+    value = model.predict(space.network(cheapest(space, model))).latency_ms
+    for share in (0.95, 0.91):
+        check_feasible(
+            pose(space, {"": model}, toy_evaluator(), ["error"], {"latency_ms": share * value}, {}, limit_on="low")
+        )
+    with pytest.raises(InfeasibleError, match="proved"):
+        check_feasible(
+            pose(space, {"": model}, toy_evaluator(), ["error"], {"latency_ms": 0.89 * value}, {}, limit_on="low")
+        )
+
+
 @pytest.mark.parametrize("name", ["params", "macs"])
 def test_infeasible_limits_on_counts_are_proved(space: SearchSpace, name: str) -> None:
     least = getattr(space.network((0,) * 14), name)

@@ -22,13 +22,13 @@ from latbench.image_data import Digits  # noqa: E402
 from latbench.protocol import Protocol  # noqa: E402
 from latbench.result import SearchResult  # noqa: E402
 from latbench.retraining import (  # noqa: E402
-    file_stem,
     load_network,
     retrain,
     retrained,
     retrained_networks,
     with_own_latency,
 )
+from latbench.space import file_stem  # noqa: E402
 from latbench.training import Recipe, scores  # noqa: E402
 from latbench.training_evaluators import TrainingEvaluator  # noqa: E402
 
