@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latbench import pareto
+from latbench.cheap import COUNTS
 from latbench.errors import ConfigError, FileFormatError
 from latbench.problem import Candidate, Objective, Problem
-from latbench.space import SearchSpace, arch_name
+from latbench.space import Arch, SearchSpace, arch_name
 
 if TYPE_CHECKING:
     from latbench.validate import Validated
@@ -127,13 +128,31 @@ class SearchResult:
                 out.append(f"{limit}: kept by the best network, {arch_name(kept['winner'])}")
         return out
 
+    @cached_property
+    def twins(self) -> dict[Arch, Arch]:
+        """Architectures of the front that become the same network as one before them on it → that one."""
+        alike: dict[tuple[float, ...], list[Arch]] = {}
+        for c in self.front:
+            # The same network costs the same: only of those that do are networks built.
+            told = [c.values[n] for n in sorted(c.values) if n.startswith(("latency_", *COUNTS))]
+            alike.setdefault(tuple(float(f"{v:.9g}") for v in told), []).append(c.arch)
+        out: dict[Arch, Arch] = {}
+        for group in (g for g in alike.values() if len(g) > 1):
+            first: dict[str, Arch] = {}
+            for arch in group:
+                other = first.setdefault(self.problem.space.network(arch).key, arch)
+                if other != arch:
+                    out[arch] = other
+        return out
+
     def ties(self) -> list[str]:
-        """What the front's latencies cannot tell apart, in sentences: where networks that are next to each other differ
-        by less than measuring the same networks twice does, and where measured intervals overlap."""
-        out = []
+        """What the front's latencies cannot tell apart, in sentences: architectures that are the same network, where
+        networks that are next to each other differ by less than measuring the same networks twice does, and where
+        measured intervals overlap."""
+        out = [f"{arch_name(a)} is the same network as {arch_name(b)}" for a, b in self.twins.items()]
         for suffix, floor in self.provenance.get("noise_floors", {}).items():
             name = f"latency_ms{suffix}"
-            values = sorted(c.values[name] for c in self.front if name in c.values)
+            values = sorted(c.values[name] for c in self.front if name in c.values and c.arch not in self.twins)
             close = sum(b < a * (1 + floor) for a, b in pairwise(values))
             if close:
                 out.append(
@@ -143,11 +162,19 @@ class SearchResult:
                 )
         for name in dict.fromkeys(v.value for v in self.validated):
             seen = sorted((m.latency_ms, m.low_ms, m.high_ms, arch_name(v.arch)) for v in self.validated
-                          if v.value == name and (m := v.measured) is not None)  # fmt: skip
+                          if v.value == name and v.arch not in self.twins and (m := v.measured) is not None
+                          )  # fmt: skip
             tied = [f"{a[3]} and {b[3]}" for a, b in pairwise(seen) if b[1] <= a[2]]
             if tied:
                 out.append(f"{name}: ties as measured, since their intervals overlap: {'; '.join(tied)}")
         return out
+
+    def limits_by_prediction(self) -> list[str]:
+        """The limits on what is predicted that no measurement has checked: no network was measured there."""
+        checked = {v.value for v in self.validated if v.measured is not None}
+        predicted = {f"latency_ms{s}" for s in self.provenance.get("latency", {})}
+        predicted |= set(self.provenance.get("models", {}))
+        return [n for n in self.problem.limits if n in predicted and n not in checked]
 
     # -- files --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import latbench as lb
 from latbench.cli.app import app
 from latbench.errors import FileFormatError
+from latbench.problem import Candidate, Objective, Problem
 from latbench.report import course, runs
 from latbench.result import SearchResult
 from latbench.testing.searchers import ToySpace
@@ -179,3 +180,54 @@ def test_a_pick_says_what_it_is() -> None:
     r = searched("random", budget=5)
     r.provenance |= {"picks": {"device@a": 0, "own": 1}, "pick_words": {"device": "a compromise"}}
     assert r.pick_texts == {"device@a": "device@a (a compromise)", "own": "own"}
+
+
+def test_architectures_that_are_one_network_are_named_and_not_counted_as_a_tie() -> None:
+    space = lb.load_space("nasbench201", resolution=8, num_cells=1, channels=4)
+    same, other = [(4, 4, 1, 2, 0, 0), (0, 4, 1, 2, 0, 0)], (3, 3, 3, 3, 3, 3)
+    assert space.network(same[0]).key == space.network(same[1]).key
+    macs = {a: float(space.network(a).macs) for a in (*same, other)}
+    values = [
+        *({"error": 0.2, "latency_ms": 1.0, "macs": macs[a]} for a in same),
+        {"error": 0.1, "latency_ms": 1.01, "macs": macs[other]},
+    ]
+    problem = Problem(space, (Objective("error"), Objective("latency_ms")))
+    candidates = [Candidate(a, v, number=i) for i, (a, v) in enumerate(zip((*same, other), values, strict=True))]
+    r = SearchResult(problem, candidates, {"noise_floors": {"": 0.1}})
+    assert r.twins == {same[1]: same[0]}
+    alike, tie = r.ties()
+    assert alike == "0-4-1-2-0-0 is the same network as 4-4-1-2-0-0"
+    assert "to the next slower one: 1 of 1;" in tie
+    r.validated = [
+        Validated(
+            c.arch,
+            "latency_ms",
+            Interval(1, 1, 1),
+            Measurement("n", SETTING, {"latency_ms": Interval(ms, ms - 0.1, ms + 0.1)}, {}, 2),
+        )
+        for c, ms in zip(candidates, (1.0, 1.0, 5.0), strict=True)
+    ]
+    assert not any("overlap" in text for text in r.ties())
+
+
+def test_limits_on_a_device_that_nothing_was_measured_on_are_said_to_be_predicted_only() -> None:
+    found = searched(
+        latency={"a": table(SPACE), "b": table(SPACE, slow=2)}, limits={"latency_ms@a": 9.0, "latency_ms@b": 9.0}
+    )
+    assert found.limits_by_prediction() == ["latency_ms@a", "latency_ms@b"]
+    assert runs.unchecked({"r": found}) == []
+    arch = found.front[0].arch
+    seen = Measurement("n", SETTING, {"latency_ms": Interval(1.0, 0.9, 1.1)}, {}, 2)
+    kept = {"latency_ms@a": True, "latency_ms@b": True}
+    found.validated = [Validated(arch, "latency_ms@a", Interval(1, 1, 1), seen, kept)]
+    assert runs.unchecked({"r": found}) == [
+        "r: latency_ms@a ≤ 9 was checked by measurement; latency_ms@b ≤ 9 by prediction only, since nothing was "
+        "measured there"
+    ]
+    # A network that was measured on both devices is one, and breaks its limits where either measurement does.
+    found.validated.append(Validated(arch, "latency_ms@b", Interval(1, 1, 1), seen, {**kept, "latency_ms@b": False}))
+    assert runs.unchecked({"r": found}) == []
+    where = runs.COLUMNS.index("keep limits")
+    assert runs.rows({"r": found})[0][where] == "0 of 1"
+    found.validated.reverse()
+    assert runs.rows({"r": found})[0][where] == "0 of 1"

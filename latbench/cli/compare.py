@@ -83,7 +83,7 @@ def compare(
 
 def _compare_runs(runs: Sequence[Path], out: Path, as_json: bool) -> None:
     from latbench.errors import ConfigError
-    from latbench.report.runs import COLUMNS, explained, groups, rows, ties, title, write_runs
+    from latbench.report.runs import COLUMNS, explained, groups, rows, ties, title, unchecked, write_runs
     from latbench.result import RESULT_JSON, SearchResult
 
     if len(set(runs)) < len(runs):
@@ -100,7 +100,7 @@ def _compare_runs(runs: Sequence[Path], out: Path, as_json: bool) -> None:
         say(explained(found))
         for group in found:
             table(COLUMNS, rows(group), numbers=COLUMNS[2:], title=title(group))
-            for text in ties(group):
+            for text in (*unchecked(group), *ties(group)):
                 say(text)
     written = write_runs(out, results)
     if not as_json:

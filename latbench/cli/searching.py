@@ -132,7 +132,9 @@ def search(
     for model in latency.values() if isinstance(latency, dict) else [latency]:
         note_clock(model.setting)
     say(f"saved {folder}", "bold")
-    note(f"next: latbench validate {folder} --device {device[0]}; then latbench report {folder}")
+    for name in device:
+        note(f"next: latbench validate {folder} {device_option(name)}")
+    note(f"then: latbench report {folder}")
 
 
 def validate(
@@ -169,6 +171,10 @@ def validate(
     print_validated(validated, level_of(found))
     for text in (*found.kept_limits(), *found.ties()):
         say(text)
+    for limit in found.limits_by_prediction():
+        name, at, where = limit.partition("@")
+        todo = f"; latbench validate {result} {device_option(where)} does" if at and name == LATENCY else ""
+        say(f"{limit} ≤ {found.problem.limits[limit]:g}: by prediction only, no measurement has checked it{todo}")
     say(f"saved {result}", "bold")
 
 
@@ -238,11 +244,12 @@ def print_validated(validated: list[Validated], level: float) -> None:
     how = {taken_how(s): None for s in settings.values()} or {"measured": None}
     levels = sorted({v.measured.level for v in validated if v.measured is not None})
     seen_at = "/".join(f"{x:.0%}" for x in levels) or "–"
+    title = " and ".join(dict.fromkeys(f"on {at[1:]}" for v in validated if (at := v.value.removeprefix(LATENCY))))
     columns = [
         "architecture", *["test error"] * tested, "predicted ms", f"{level:.0%} interval", f"{'/'.join(how)} ms",
         f"its {seen_at}", "off by", "inside",
     ]  # fmt: skip
-    table(columns, rows, numbers=columns[1:-1])
+    table(columns, rows, numbers=columns[1:-1], title=title)
     for setting in settings.values():
         note_clock(setting)
 

@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latbench.report.charts import SERIES, Figure, axis, figure, words
 from latbench.report.course import hypervolume_chart, hypervolumes
 from latbench.report.html import section, table
 from latbench.report.page import Draw, write_page
 from latbench.result import SearchResult
-from latbench.space import arch_name
-
-if TYPE_CHECKING:
-    from latbench.validate import Validated
+from latbench.space import Arch, arch_name
 
 COLUMNS = (
     "search", "searcher", "seed", "evaluations", "front", "hypervolume", "validated", "keep limits", "off by, mean",
@@ -90,14 +87,43 @@ def rows(group: Mapping[str, SearchResult]) -> list[tuple[str, ...]]:
         share = f"{volumes[name][-1] / most:.1%}" if most and volumes.get(name) else "–"
         out.append((
             name, str(p.get("searcher", "")), str(p.get("seed", "")), str(len(_evaluated(run))), str(len(run.front)),
-            share, str(len(seen)), _kept(seen) if problem.limits else "–",
+            share, str(len(seen)), _kept(run) if problem.limits else "–",
             f"{sum(off) / len(off):.1%}" if off else "–", f"{p['wall_s']:.1f}" if "wall_s" in p else "–",
         ))  # fmt: skip
     return out
 
 
-def _kept(seen: Sequence[Validated]) -> str:
-    return f"{sum(all(v.kept.values()) for v in seen)} of {len(seen)}" if seen else "–"
+def _kept(run: SearchResult) -> str:
+    """How many of the networks that were measured keep all limits, each by a measurement where there is one."""
+    by_arch: dict[Arch, dict[str, bool]] = {}
+    for v in run.validated:
+        if v.measured is not None:
+            judged = by_arch.setdefault(v.arch, {})
+            # A limit on this device's latency is judged by what was measured, whoever else was asked.
+            judged.update({n: kept for n, kept in v.kept.items() if n == v.value or n not in judged})
+    if not by_arch:
+        return "–"
+    return f"{sum(all(judged.values()) for judged in by_arch.values())} of {len(by_arch)}"
+
+
+def unchecked(group: Mapping[str, SearchResult]) -> list[str]:
+    """Which limits were checked by measurement and which by prediction alone, in sentences, of each search that has
+    both validated networks and limits that were not measured."""
+    out = []
+    for name, run in group.items():
+        open_ = run.limits_by_prediction()
+        if open_ and any(v.measured is not None for v in run.validated):
+            seen = {v.value for v in run.validated if v.measured is not None}
+            measured = [n for n in run.problem.limits if n in seen]
+            out.append(
+                f"{name}: {_listed(run, measured) or 'no limit'} was checked by measurement; {_listed(run, open_)} by "
+                "prediction only, since nothing was measured there"
+            )
+    return out
+
+
+def _listed(run: SearchResult, names: Sequence[str]) -> str:
+    return " and ".join(f"{n} ≤ {run.problem.limits[n]:g}" for n in names)
 
 
 def ties(group: Mapping[str, SearchResult]) -> list[str]:
@@ -125,7 +151,7 @@ def _group(group: Mapping[str, SearchResult], draw: Draw) -> str:
     parts = [
         f"<h2>{escape(title(group))}</h2>",
         f'<div class="scroll">{table(COLUMNS, rows(group), numbers=range(2, len(COLUMNS)))}</div>',
-        *(f"<p>{escape(text)}</p>" for text in ties(group)),
+        *(f"<p>{escape(text)}</p>" for text in (*unchecked(group), *ties(group))),
     ]
     volumes = hypervolumes({n: _evaluated(r) for n, r in group.items()}, problem)
     if volumes:
