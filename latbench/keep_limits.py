@@ -100,8 +100,8 @@ def keep_limit(
     Candidates whose recalibrated upper end keeps the limit are tried from the best on: each is given to ``measure``,
     which tells milliseconds, and teaches ``factor``; at most ``extra`` measurements are made after the first. What is
     left of them when a winner keeps the limit goes to better candidates that may keep it too, though their upper end
-    does not (they are known where the search's limits were set with ``limit_on="value"``). Give the same ``factor`` to
-    several calls on one device, so that each profits from the measurements of those before.
+    does not (there are such where the search's limits were set with ``limit_on="value"`` or ``"low"``). Give the same
+    ``factor`` to several calls on one device, so that each profits from the measurements of those before.
 
     Candidates are those of a search (``result.candidates``), with the latency value ``name``. ``known`` are
     milliseconds of those that were picked and measured before: they teach ``factor`` first, the best of them that keeps
@@ -113,7 +113,7 @@ def keep_limit(
     goals = [o for o in problem.objectives if o.name != name]
     if not goals:
         raise ConfigError(f"nothing but {name} is an objective: there is no best network within a limit on it")
-    learnt = factor or WinnersFactor()
+    learnt = factor or WinnersFactor(problem.level)
     high = name.replace("latency_ms", "latency_high_ms", 1)
     sign = -1 if goals[0].maximise else 1
     left = [c for c in candidates if c.feasible and name in c.values and goals[0].name in c.values]

@@ -55,15 +55,15 @@ class SearchResult:
         return [found[i] for i in np.lexsort(self.problem.matrix(found).T[::-1])]
 
     def pick(self, k: int) -> list[Candidate]:
-        """``k`` candidates of the front (fewer where it is smaller), the best of the first objective first.
+        """``k`` candidates (fewer where there are not so many), the best of the first objective first.
 
-        Those that the searcher singled out (:attr:`picks`), then others at equal distance along the front; see
-        :func:`pareto.spread`.
+        Those that the searcher singled out (:attr:`picks`) and that keep the limits, also where others dominate them;
+        then candidates of the front at equal distance along it, see :func:`pareto.spread`.
         """
-        front = self.front
-        own = [i for i, c in enumerate(front) if c in self.picks.values()]
-        spread = [int(i) for i in pareto.spread(self.problem.matrix(front), k)]
-        return [front[i] for i in sorted(list(dict.fromkeys([*own, *spread]))[: max(k, 0)])]
+        own = {c.arch: c for c in self.picks.values() if c.feasible and c.evaluated}
+        spread = (self.front[int(i)] for i in pareto.spread(self.problem.matrix(self.front), k))
+        chosen = list((own | {c.arch: c for c in spread if c.arch not in own}).values())[: max(k, 0)]
+        return sorted(chosen, key=lambda c: float(self.problem.matrix([c])[0, 0]))
 
     @property
     def picks(self) -> dict[str, Candidate]:
@@ -88,7 +88,7 @@ class SearchResult:
         """
         kept = [k for k in self.provenance.get("kept_limits", {}).values() if k]
         known = {c.arch: c for c in self.candidates}
-        broke = {tuple(a) for k in kept for a in k["replaced"]}
+        broke = {tuple(a) for k in kept for a in (*k["replaced"], *k.get("tried", ()))}
         broke |= {v.arch for v in self.validated if not all(v.kept.get(n, True) for n in self.problem.limits)}
         winners = [known[tuple(k["winner"])] for k in kept if k["winner"]]
         along = self.front if top is None else self.pick(top + len(broke))
@@ -116,6 +116,8 @@ class SearchResult:
                 continue
             broke = " and ".join(arch_name(a) for a in kept["replaced"])
             more, factor = f"{kept['measured']} further measured", kept["interval_factor"]
+            if kept.get("tried"):
+                more += f"; {' and '.join(arch_name(a) for a in kept['tried'])}, better but in doubt, broke it"
             if factor > 1:
                 more += f"; measured networks reached {factor:.3g} times the upper end of their interval"
             limit = f"{name} ≤ {kept['limit_ms']:g}"
@@ -124,6 +126,8 @@ class SearchResult:
             elif broke:
                 winner = arch_name(kept["winner"])
                 out.append(f"{limit}: kept by {winner}, in place of {broke}, which broke it ({more})")
+            elif kept.get("tried"):
+                out.append(f"{limit}: kept by {arch_name(kept['winner'])} ({more})")
             else:
                 out.append(f"{limit}: kept by the best network, {arch_name(kept['winner'])}")
         return out

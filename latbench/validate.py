@@ -188,10 +188,13 @@ def _keep(
     kept = keep_limit(
         result.problem, result.candidates, limit, measure, name=name, extra=extra, factor=factor, known=before
     )
+    broke = [w for w in kept.tried if not w.measured_ms <= limit]
     return {
         "limit_ms": limit,
         "winner": list(kept.winner.arch) if kept.winner else None,
-        "replaced": [list(w.candidate.arch) for w in kept.tried if not w.measured_ms <= limit],
+        "replaced": [list(w.candidate.arch) for w in broke if w.chosen],
+        # On trial for something better, when a winner was there already.
+        "tried": [list(w.candidate.arch) for w in broke if not w.chosen],
         "measured": sum(w.candidate.arch not in before for w in kept.tried),
         "interval_factor": factor.factor,
     }

@@ -45,6 +45,9 @@ class Costs:
                 raise ConfigError(f"{searcher}: cost {wrong[0]!r} is not known without training; known: {known}")
         if target is not None and (isinstance(target, bool) or not isinstance(target, int | float) or not target > 0):
             raise ConfigError(f"{searcher}: target must be a positive number, got {target!r}")
+        if target is not None and len(self.names) > 1:
+            both = ", ".join(self.names)
+            raise ConfigError(f"{searcher}: target is one number, of several costs ({both}): name one with cost=")
         self._given = target
         self._limited = [n for n in problem.limits if n in known]
         self._expectations: dict[str, Expectation] = {}

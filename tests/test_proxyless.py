@@ -585,6 +585,7 @@ def test_spaces_whose_choices_do_not_mix_are_refused(name: str, options: dict[st
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"alpha_lr": "fast"}, "alpha_lr must be a positive number, got 'fast'"),
         ({"target": -1}, "target must be a positive number, got -1"),
+        ({"target": 0.03, "cost": ["latency_ms", "macs"]}, r"several costs \(latency_ms, macs\): name one with cost="),
         ({"cost": "error"}, "cost 'error' is not known without training"),
         ({"data": "mnist"}, "mnist"),
         ({"train_on": "tpu"}, "train_on"),

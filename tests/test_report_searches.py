@@ -144,6 +144,16 @@ def test_compare_says_on_the_terminal_which_problem_each_group_answers_and_what_
     assert "nasbench201: error, latency_ms, latency_ms ≤ 9" in r.output
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"limit_on": "low"}, {"level": 0.5}, {"limits": {"latency_ms": 8.0}}, {"soft_limits": {"params": 1e4}}],
+)
+def test_searches_that_keep_limits_in_other_ways_answer_another_problem(other: dict[str, Any]) -> None:
+    plain, changed = searched(limits={"latency_ms": 9.0}), searched(**{"limits": {"latency_ms": 9.0}, **other})
+    assert len(runs.groups({"a": plain, "b": plain})) == 1
+    assert len(runs.groups({"a": plain, "b": changed})) == 2
+
+
 def test_a_row_counts_kept_limits_only_where_there_are_limits() -> None:
     free, limited = searched(), searched(limits={"latency_ms": 9.0})
     for found in (free, limited):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,12 @@ def test_a_pick_along_the_front_holds_its_ends(result: SearchResult) -> None:
     errors = [c.values["error"] for c in result.front]
     assert np.argmin(errors) == 0
     assert picked[0] == result.front[0]
+
+
+def test_what_a_searcher_singled_out_is_picked_also_where_others_dominate_it(result: SearchResult) -> None:
+    behind = next(c for c in result.candidates if c.feasible and c not in result.front)
+    provenance = {**result.provenance, "picks": {"derived": behind.number}}
+    picked = replace(result, provenance=provenance).pick(3)
+    assert behind in picked
+    assert len(picked) == 3
+    assert [c.values["error"] for c in picked] == sorted(c.values["error"] for c in picked)

@@ -157,6 +157,30 @@ def test_no_more_networks_are_measured_than_allowed_and_none_where_the_best_keep
     assert (kept["winner"], kept["replaced"], kept["measured"]) == (list(v.arch), [], 0)
 
 
+def test_a_better_network_in_doubt_that_breaks_the_limit_was_tried_and_is_not_what_the_winner_replaced() -> None:
+    with NumpyDevice() as device:
+        limit = float(np.median([c.values["latency_ms"] for c in searched(device.setting).candidates]))
+        result = searched(device.setting, limits={"latency_ms": limit}, limit_on="low")
+        doubtful, safe = (
+            sorted((c for c in result.candidates if c.feasible and (c.values["latency_high_ms"] <= limit) is kept),
+                   key=lambda c: c.values["error"]) for kept in (False, True)
+        )  # fmt: skip
+        better = [c for c in doubtful if c.values["error"] < safe[0].values["error"]]
+        for c in result.candidates:
+            ms = 1.5 * limit if c in doubtful else 0.5 * limit
+            device.script[SPACE.network(c.arch).key] = [taking(ms)] * 30
+        validate(result, device, protocol=QUICK, archs=[safe[0].arch])
+    kept = result.provenance["kept_limits"]["latency_ms"]
+    assert better
+    assert (kept["winner"], kept["replaced"]) == (list(safe[0].arch), [])
+    assert kept["tried"]
+    assert all(tuple(a) in {c.arch for c in better} for a in kept["tried"])
+    (text,) = result.kept_limits()
+    assert "in place of" not in text
+    assert "better but in doubt, broke it" in text
+    assert not {tuple(a) for a in kept["tried"]} & {c.arch for c in result.final()}
+
+
 def test_validating_again_replaces_what_was_there_and_adds_the_rest() -> None:
     with NumpyDevice() as device:
         result = searched(device.setting)

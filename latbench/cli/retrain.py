@@ -115,7 +115,8 @@ def _evaluator(found: SearchResult, data: str, recipe: str | None, options: dict
 
     searcher = str(found.provenance.get("searcher", "plain"))
     named = of_paper(data, recipe or searcher, known=recipe is None)
-    note(f"recipe: {named.source}")
+    changed = ", ".join(f"{k}={v}" for k, v in options.items() if k not in ("seed", "train_on"))
+    note(f"recipe: {named.source}" + (f"; with {changed}" if changed else ""))
     made = training_evaluator(data, options, named.recipe)
     for text in made.notes:
         note(text)
