@@ -153,6 +153,13 @@ def test_among_equals_the_soft_limit_decides() -> None:
     problem = Problem(GrowingSpace(3, 9), objectives, soft_limits={"macs": 3.0}, cheap_values=Known(0.0))
     assert sorted(DppNet(problem, cells=2).ask(2)) == [(1, 0, 0), (2, 0, 0)]
 
+    class Falling(Known):
+        def __call__(self, archs: np.ndarray) -> dict[str, np.ndarray]:
+            return {**super().__call__(archs), "macs": 10.0 - archs.sum(axis=1)}
+
+    problem = replace(problem, cheap_values=Falling(0.0))
+    assert sorted(DppNet(problem, cells=2).ask(2)) == [(7, 0, 0), (8, 0, 0)]
+
 
 def test_a_space_whose_networks_have_one_length_is_refused_by_what_would_do() -> None:
     with pytest.raises(ConfigError, match=r"densecell with shortest=2 \(--set shortest=2\)"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from latbench.errors import ConfigError
@@ -49,6 +51,23 @@ def test_what_is_left_of_the_measurements_goes_to_better_ones_that_may_keep_the_
     assert [w.candidate.number for w in kept.tried if w.chosen] == [2]
     assert {w.candidate.number for w in kept.tried} == {0, 1, 2}
     assert not kept.broke_first
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "first"),
+    [
+        # Gain times chance: 0.4 · 0.31 before 0.2 · 0.57.
+        (((0.1, 11, 15), (0.3, 9.8, 12)), 0),
+        # The chance is that of an interval of 90 %: 0.3 · 0.03 after 0.02 · 0.57.
+        (((0.2, 12, 14), (0.48, 9.8, 12)), 1),
+    ],
+)
+def test_what_is_tried_first_promises_most_and_a_trial_does_not_widen_the_intervals(doubtful: Any, first: int) -> None:
+    found = candidates(*doubtful, (0.5, 5, 6))
+    factor = WinnersFactor()
+    kept = keep_limit(PROBLEM, found, 10, lambda c: 5.0 if c.number == 2 else 30.0, extra=1, factor=factor)
+    assert [w.candidate.number for w in kept.tried] == [2, first]
+    assert factor.factor == 1
 
 
 @pytest.mark.parametrize("extra", [0, 2])

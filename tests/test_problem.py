@@ -111,6 +111,9 @@ def test_the_chance_that_a_limit_is_kept_is_that_of_the_predicted_interval() -> 
     assert chance(12.0, 0.5) == pytest.approx([0.75, 0.75, 1.0])
     assert chance(10.0, 0.9)[0] == pytest.approx(0.5)
     assert Problem(ToySpace(2, 2), (Objective("error"),), {"macs": 3}).chance(values) == 1
+    both = {**values, "latency_ms@b": np.full(3, 10.0), "latency_high_ms@b": np.full(3, 12.0)}
+    limits = {"latency_ms": 12.0, "latency_ms@b": 10.0}
+    assert Problem(ToySpace(2, 2), (Objective("error"),), limits).chance(both) == pytest.approx([0.475, 0.475, 0.5])
 
 
 def test_soft_limits_leave_a_candidate_feasible(space: SearchSpace) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from latbench.cli.console import bar, count, ms, note, percent, say, table, warn
 from latbench.cli.options import DEFAULT_STORE, ProtocolSettings, Seed, StoreUrl, make_device, parse_pairs
-from latbench.cli.searching import RunPath
+from latbench.cli.searching import RunPath, kept_when_stopped
 from latbench.cli.subjects import arch_text, parse_arch
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def retrain(
     with processes(training_device(str(options.pop("train_on", "auto")))) as where:
         judge = _evaluator(found, wanted, recipe, {**options, "seed": seed, "train_on": str(where)})
         first, each = share_of_batches()[0] == 0, judge.training.epochs
-        with bar("retraining") as b:
+        with bar("retraining") as b, kept_when_stopped("every finished epoch so far"):
             done = train_found(
                 found, judge, folder, top=top, archs=archs,
                 on_epoch=lambda a, row: b.update(_done(chosen, a, row, each), len(chosen) * each, title=_title(a, row)),
