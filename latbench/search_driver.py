@@ -209,10 +209,13 @@ class Driver:
                 self._pending += new
                 return new
             self._idle += 1
-        self.warnings.append(
+        said = (
             f"searcher {name!r} proposed nothing that could be evaluated {MAX_IDLE} times in a row; stopped after "
             f"{self._done} of {self.budget} evaluations"
         )
+        # With several workers it is asked again when each of the last answers comes.
+        if said not in self.warnings:
+            self.warnings.append(said)
         return []
 
     @contextmanager

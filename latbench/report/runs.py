@@ -46,7 +46,7 @@ def _problem(run: SearchResult) -> dict[str, Any]:
     return {
         "the space": p.space.spec,
         "objectives": sorted(map(str, p.objectives)),
-        "limits": [dict(p.limits), p.limit_on, p.level] if p.limits else [],
+        "limits": [dict(p.limits), p.limit_on, p.level] if p.limits or p.soft_limits else [],
         "soft limits": dict(p.soft_limits),
         "the device or its Setting": settings,
         "how accuracy is judged": run.provenance.get("recipe"),
