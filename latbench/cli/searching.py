@@ -162,8 +162,7 @@ def validate(
     archs = [parse_arch(found.problem.space, a) for a in arch] if arch else None
     accuracy = DigitsEvaluator.from_recipe(found.provenance.get("recipe"))
     if accuracy is None and found.provenance.get("recipe"):
-        note("errors on test data: none, as only plain digits can be judged anew from what the run says; latbench retrain "
-             "gives them after the final training")
+        note("errors on test data: none, as only plain digits are judged anew here; latbench retrain gives them")
     dev, how = make_device(device or _searched(found), protocol)
     with dev, bar("validating") as b, kept_when_stopped("every Visit so far"):
         validated = measure_found(
