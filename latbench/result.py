@@ -170,7 +170,7 @@ class SearchResult:
                           )  # fmt: skip
             tied = [f"{a[3]} and {b[3]}" for a, b in pairwise(seen) if b[1] <= a[2]]
             if tied:
-                out.append(f"{name}: ties as measured, since their intervals overlap: {'; '.join(tied)}")
+                out.append(f"{name}: ties, since their intervals overlap: {'; '.join(tied)}")
         return out
 
     def limits_by_prediction(self) -> list[str]:

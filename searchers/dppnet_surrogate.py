@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from latbench.training import threads
 from latbench.with_torch import F, Tensor, nn, torch
 
 SIZE, OUTPUT_BIAS, LEARNING_RATE = 128, 2.0, 0.008
@@ -69,6 +70,7 @@ class AccuracyModel(nn.Module):  # type: ignore[misc]
             h, c = torch.where(there, next_h, h), torch.where(there, next_c, c)
         return torch.sigmoid(self.out(h))[:, 0]
 
+    @threads(1)  # Sums of other numbers of threads differ in the last bit, and a search that goes on must end the same.
     def learn(self, sequences: npt.NDArray[np.int64], accuracy: Sequence[float], steps: int) -> float:
         """Train on (n, longest) sequences and their (n,) accuracies, from the weights that are there.
 
@@ -84,6 +86,7 @@ class AccuracyModel(nn.Module):  # type: ignore[misc]
         with torch.no_grad():
             return float(F.l1_loss(self(x), y))
 
+    @threads(1)
     def tell(self, sequences: npt.NDArray[np.int64]) -> Floats:
         """Accuracies of (n, longest) sequences: (n,)."""
         with torch.no_grad():

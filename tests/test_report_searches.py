@@ -183,7 +183,7 @@ def test_differences_below_the_noise_floor_and_overlapping_measurements_are_said
         )
         for i, e in enumerate(ends)
     ]
-    assert r.ties() == ["latency_ms: ties as measured, since their intervals overlap: 0-0-0-0-0-0 and 1-1-1-1-1-1"]
+    assert r.ties() == ["latency_ms: ties, since their intervals overlap: 0-0-0-0-0-0 and 1-1-1-1-1-1"]
 
 
 def test_a_pick_says_what_it_is() -> None:
