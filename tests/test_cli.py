@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_support import QUICK
 from numpy_device import NumpyDevice
 from search_support import table
 
@@ -32,15 +33,8 @@ from latbench.result import SearchResult
 from latbench.setting import Setting
 from latbench.store import Store
 
-#: A space of few Ops, and a protocol that is over in milliseconds: these tests check the way, not the numbers.
+#: A space of few Ops.
 SMALL = ["--space", "nasbench201", "--resolution", "8", "--set", "num_cells=1", "--set", "channels=4"]
-QUICK = [
-    f"--protocol={k}={v}"
-    for k, v in {
-        "warmup_runs": 1, "warmup_max_ms": 1, "min_runs": 3, "max_runs": 3, "min_ms": 0, "contention_ratio": 1e6,
-        "min_visits": 2, "max_visits": 2,
-    }.items()
-]  # fmt: skip
 
 
 @dataclass

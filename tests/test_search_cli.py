@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from cli_support import QUICK
 
 from latbench.cli import main
 from latbench.result import SearchResult
@@ -33,13 +34,6 @@ SEARCHES: dict[str, tuple[list[str], int, list[str]]] = {
     "dppnet": (DENSE, 6, ["--option", "cells=2", "--option", "steps=2"]),
     "ednas": (KERNELS, 2, ["--option", "epochs=1", "--option", "tune=1", "--option", "warmup=0"]),
 }
-QUICK = [
-    f"--protocol={k}={v}"
-    for k, v in {
-        "warmup_runs": 1, "warmup_max_ms": 1, "min_runs": 3, "max_runs": 3, "min_ms": 0, "contention_ratio": 1e6,
-        "min_visits": 2, "max_visits": 2,
-    }.items()
-]  # fmt: skip
 SEARCHERS = sorted(e.name for e in entry_points(group="latbench.searchers") if e.value.startswith("latbench."))
 
 

@@ -196,6 +196,9 @@ def test_an_interval_does_not_follow_a_deviation_far_beyond_those_that_were_chec
     half = np.log(e.high / e.value)[within_range]
     assert within_range.any()
     assert half.max() <= model._intervals.factor(0.9) * LIMIT * usual * (1 + 1e-9)
+    factor, sd = model._intervals.factor(0.9), LIMIT * usual * np.array([0.5, 1.0, 10.0])
+    capped = model._outside.halves(np.zeros((3, 3)), sd, model._limit, factor, 0.9)
+    assert capped == pytest.approx(factor * LIMIT * usual * np.array([0.5, 1.0, 1.0]))
     far = model.predict_archs(SPACE, np.full((1, 6), 3))
     assert far.extrapolated.all()
     assert np.log(far.high / far.value)[0] > 5 * half.max()
